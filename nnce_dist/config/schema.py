@@ -1,0 +1,220 @@
+"""Every setting of a run: a dataclass per part, a comment per field. Published numbers live in `pipelines/presets/`.
+
+This module imports nothing heavy: configuration errors must be found in seconds, before torch or Ray is loaded.
+Ranges are declared beside the field with `ranged`; `config/load.py` checks them.
+"""
+
+from dataclasses import dataclass, field
+from typing import Any
+
+
+def ranged(default: Any, low: float | None = None, high: float | None = None, choices: tuple = ()) -> Any:
+    """A field with its closed range [low, high], or its allowed words; checked by `config.load`."""
+    return field(default=default, metadata={"low": low, "high": high, "choices": choices})
+
+
+def part(kind: type) -> Any:
+    """A nested part of the configuration."""
+    return field(default_factory=kind)
+
+
+@dataclass
+class Run:
+    name: str = "imagenet64"  # results go to <dir>/<name>; lower case, digits, '-' (also used as a label)
+    dir: str = "runs"  # a local folder
+    seed: int = ranged(0, 0, 2**31 - 1)  # every random draw of the run follows from it
+    verbose: bool = False  # show Ray's own messages
+
+
+@dataclass
+class Workers:
+    runtime: str = ranged("auto", choices=("auto", "local", "ray"))  # auto: Ray when there is a cluster or several workers
+    count: int = ranged(1, 1, 4096)  # processes per training run
+    gpus: float = ranged(0, 0, 8)  # per worker; 0 trains on the CPU
+    cpus: float = ranged(1, 0.1, 256)  # per worker
+    threads: int = ranged(1, 1, 256)  # torch threads per process
+    precision: str = ranged("bfloat16", choices=("float32", "bfloat16"))  # of the networks' insides (autocast); losses stay float32
+    start_timeout: float = ranged(300, 1)  # seconds to wait for the resources before giving up
+    collective_timeout: float = ranged(300, 1)  # seconds a rank waits for the others
+
+
+@dataclass
+class S3:
+    endpoint_url: str = ""  # empty: AWS
+    profile: str = ""  # a profile of the standard credential chain; never a key
+    addressing: str = ranged("auto", choices=("auto", "path", "virtual"))
+    timeout: float = ranged(60, 0.1)  # seconds until a whole fetch, retries included, is given up
+
+
+@dataclass
+class MadeImages:
+    """The pictures that the project draws itself when no shards are given."""
+
+    train: int = ranged(4096, 8)
+    val: int = ranged(1024, 8)
+    shard_size: int = ranged(512, 1)
+    seed: int = ranged(0, 0)
+
+
+@dataclass
+class Data:
+    train: str = ""  # shard pattern with braces, a path or s3://; empty: draw own pictures
+    val: str = ""
+    num_classes: int = ranged(8, 1)
+    image_size: int = ranged(64, 8)
+    resize: bool = False  # resize other sizes (box, then centre crop) instead of refusing them
+    flip: bool = True  # horizontal flips of half the training images
+    cache_dir: str = ""  # local copies of s3 shards; empty: <run dir>/cache
+    loader_threads: int = ranged(1, 0, 64)  # decode ahead of training
+    s3: S3 = part(S3)
+    made: MadeImages = part(MadeImages)
+
+
+@dataclass
+class Network:
+    kind: str = ranged("patch_unet", choices=("patch_unet", "ddpmpp", "adm"))
+    widths: list[int] = field(default_factory=lambda: [32, 128])  # patch_unet: channels per level
+    num_blocks: int = ranged(2, 1)  # patch_unet: residual blocks per level
+    patch_size: int = ranged(4, 1)  # patch_unet
+    sigma_data: float = ranged(0.5, 1e-6)
+    dropout: float = ranged(0.0, 0, 0.99)
+
+
+@dataclass
+class Optimiser:
+    lr: float = ranged(1e-3, 0)
+    beta1: float = ranged(0.9, 0, 1)
+    beta2: float = ranged(0.999, 0, 1)
+    eps: float = ranged(1e-8, 0)
+    warmup_samples: int = ranged(0, 0)
+    decay_fraction: float = ranged(0.0, 0, 1)  # last part of the run with the rate falling linearly to 0
+    clip_norm: float = ranged(0.0, 0)  # 0: no clipping
+    clip_value: float = ranged(0.0, 0)  # 0: no clipping
+
+
+@dataclass
+class Training:
+    """Length and bookkeeping of one stage; everything counts in samples seen."""
+
+    samples: int = ranged(0, 0)  # length of the stage
+    batch: int = ranged(64, 1)  # global batch, whatever the number of workers
+    micro_batch: int = ranged(0, 0)  # per process and backward pass; 0: the rank's whole share
+    log_every: int = ranged(1024, 1)  # samples between log lines
+    checkpoint_every: int = ranged(0, 0)  # samples between checkpoints; 0: only at the end
+    max_skipped_steps: int = ranged(0, 0)  # non-finite steps tolerated before the run stops
+
+
+@dataclass
+class Teacher:
+    weights: str = ""  # safetensors of a trained EDM denoiser; empty: the shipped one, or train one
+    train: bool = False  # train a teacher even if weights are shipped
+    p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) (EDM, table 1)
+    p_std: float = ranged(1.2, 1e-3)
+    ema_half_life: float = ranged(500_000, 0)  # samples
+    ema_rampup: float = ranged(0.05, 0)  # the half-life is at most this fraction of the samples seen
+    augment: bool = False  # EDM's geometric augmentation (paper presets)
+    steps: int = ranged(18, 2)  # Heun steps of the teacher "at its full number of steps"
+    training: Training = part(Training)
+    optimiser: Optimiser = part(Optimiser)
+
+
+@dataclass
+class Objective:
+    """The energy update's objective (ratio/objectives.py)."""
+
+    kind: str = ranged("n2ce", choices=("n2ce", "reweighted_bce"))
+    noise_magnitude: float = ranged(100.0, 1, float("inf"))  # M in [1, inf]; 1 is NCE, inf is NWJ
+    ratio_regularisation: float = ranged(1.0, 0)  # gamma: weight of E[(ln r)^2] on both sides
+    hold_regularisation: bool = False  # use gamma * M/(M+1), which holds gamma * (M+1)/M fixed over M
+
+
+@dataclass
+class TenStep:
+    """DxMI (method section 2): a diffusion sampler of few steps, tuned against an energy."""
+
+    schedule: str = ranged("karras", choices=("karras", "var"))
+    num_steps: int = ranged(10, 2, 1000)
+    rho: float = ranged(7.0, 0.1)  # karras: spacing
+    sigma_min: float = ranged(0.002, 1e-6)
+    sigma_max: float = ranged(80.0, 1e-3)
+    keep_last_noise: bool = False  # T4 variant: one more sigma, so that the last injected noise is not 0
+    tau1: float = ranged(0.1, 0)  # entropy weight: -tau1 ln s_t
+    tau2: float = ranged(0.01, 0)  # running-cost weight
+    skip: int = ranged(3, 0)  # last transitions without tau terms
+    velocity_decay: float = ranged(0.99, 0, 1)
+    velocity_floor: float = ranged(1e-4, 1e-12)  # v_t starts at sigma_up^2, which is 0 at the last step
+    time_cost: float = 0.0  # added to each value target
+    time_cost_sigmoid: float = 1.0  # c_sig [sigmoid(T/2-t) - sigmoid(T/2-t-1)]
+    energy_weight: float = ranged(1.0, 0)  # 0: the control that tunes without the ratio
+    value_conditional: bool = False  # give V the class as well
+    value_steps: str = ranged("sequential", choices=("sequential", "joint"))  # T Adam steps, or one over all T*B transitions
+    value_weight: float = ranged(1.0, 0)  # joint: weight of the temporal-difference loss beside the energy loss
+    value_warmup_samples: int = ranged(0, 0)  # V learns alone for so long
+    sampler_batches: int = ranged(1, 1)  # minibatches of B transitions per iteration; num_steps takes them all
+    value_width: int = ranged(128, 8)  # channels of the energy network
+    sampler: Optimiser = part(Optimiser)
+    value: Optimiser = part(Optimiser)
+    log_sigma_lr_scale: float = ranged(100.0, 0)  # lr of ln s_t over the sampler's
+    training: Training = part(Training)
+
+
+@dataclass
+class OneStep:
+    """SiD with an adversarial critic on the fake score's encoder (method section 3)."""
+
+    alpha: float = 1.0
+    sigma_init: float = ranged(2.5, 1e-3)
+    t_max: int = ranged(800, 1, 1000)
+    generator_freeze_samples: int = ranged(0, 0)  # only the fake score learns at first
+    critic_from_samples: int = ranged(0, 0)  # adversarial terms begin here
+    critic: str = ranged("n2ce", choices=("n2ce", "bce", "none"))  # none: SiD without data
+    critic_noise_magnitude: float = ranged(50.0, 1, float("inf"))
+    critic_clip: float = ranged(10.0, 0.1)  # generator term: |logit - ln M| is clipped here
+    generator_loss_scale: float = ranged(100.0, 0)  # lsg
+    adversarial_scale: float = ranged(0.01, 0)  # lsg_gan
+    weight_floor: float = ranged(1e-5, 0)  # of w = mean |x_g - f_phi|
+    divide_adversarial_by_weight: bool = True
+    ema_half_life: float = ranged(500_000, 0)
+    fake_score: Optimiser = part(Optimiser)
+    generator: Optimiser = part(Optimiser)
+    training: Training = part(Training)
+
+
+@dataclass
+class Evaluation:
+    num_samples: int = ranged(2048, 16)  # images per draw
+    draws: int = ranged(3, 1)  # independent sets of sampling noise
+    batch: int = ranged(128, 1)
+    features: str = ranged("auto", choices=("auto", "shapes", "inception"))  # auto: inception when weights are given
+    inception_weights: str = ""  # pt_inception-2015-12-05 state dict (.pth) or safetensors
+    neighbours: int = ranged(3, 1)  # k of precision and recall
+
+
+@dataclass
+class Sweep:
+    noise_magnitudes: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0, 1000.0])
+    nwj: bool = True  # also M = inf
+    held: bool = True  # also the small M with gamma*(M+1)/M held fixed
+    zero_energy: bool = True  # also the control with the energy's weight at 0
+    concurrent: int = ranged(0, 0)  # trials at a time; 0: as many as fit
+
+
+@dataclass
+class Metrics:
+    port: int = ranged(0, 0, 65535)  # Prometheus endpoint on 127.0.0.1; 0 takes a free one, named at the start
+    host: str = "127.0.0.1"
+
+
+@dataclass
+class Config:
+    run: Run = part(Run)
+    workers: Workers = part(Workers)
+    data: Data = part(Data)
+    network: Network = part(Network)
+    teacher: Teacher = part(Teacher)
+    objective: Objective = part(Objective)
+    ten_step: TenStep = part(TenStep)
+    one_step: OneStep = part(OneStep)
+    evaluation: Evaluation = part(Evaluation)
+    sweep: Sweep = part(Sweep)
+    metrics: Metrics = part(Metrics)
