@@ -74,7 +74,7 @@ class Data:
 class Network:
     kind: str = ranged("patch_unet", choices=("patch_unet", "ddpmpp", "adm"))
     widths: list[int] = field(default_factory=lambda: [32, 128])  # patch_unet: channels per level
-    num_blocks: int = ranged(2, 1)  # patch_unet: residual blocks per level
+    num_blocks: int = ranged(1, 1)  # patch_unet: residual blocks per level
     patch_size: int = ranged(4, 1)  # patch_unet
     sigma_data: float = ranged(0.5, 1e-6)
     dropout: float = ranged(0.0, 0, 0.99)
@@ -82,6 +82,7 @@ class Network:
 
 @dataclass
 class Optimiser:
+    kind: str = ranged("adam", choices=("adam", "radam"))
     lr: float = ranged(1e-3, 0)
     beta1: float = ranged(0.9, 0, 1)
     beta2: float = ranged(0.999, 0, 1)

@@ -56,9 +56,10 @@ class Update:
 
 @dataclass(frozen=True)
 class OptimiserSettings:
-    """Adam on one network."""
+    """Adam, or one of its kin, on one network."""
 
     lr: float
+    kind: str = "adam"  # or "radam"
     betas: tuple[float, float] = (0.9, 0.999)
     eps: float = 1e-8
     warmup_samples: int = 0  # the learning rate rises linearly over so many samples
@@ -66,6 +67,7 @@ class OptimiserSettings:
     clip_norm: float | None = None  # of the gradient over the whole network
     clip_value: float | None = None  # of each gradient entry
     ema_half_life: float | None = None  # in samples; None keeps no average
+    ema_rampup: float = 0.05  # the half-life is at most this fraction of the samples seen; 0 switches that off
     lr_scales: Mapping[str, float] = field(default_factory=dict)  # parameter-name prefix -> factor on lr
 
 
