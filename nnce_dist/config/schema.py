@@ -24,6 +24,10 @@ class Run:
     dir: str = "runs"  # a local folder
     seed: int = ranged(0, 0, 2**31 - 1)  # every random draw of the run follows from it
     verbose: bool = False  # show Ray's own messages
+    stages: list[str] = field(
+        default_factory=lambda: ["teacher", "ten_step", "one_step"],
+        metadata={"choices": ("teacher", "ten_step", "one_step")},
+    )  # each is followed by its evaluation; the report comes last
 
 
 @dataclass
@@ -107,8 +111,7 @@ class Training:
 
 @dataclass
 class Teacher:
-    weights: str = ""  # safetensors of a trained EDM denoiser; empty: the shipped one, or train one
-    train: bool = False  # train a teacher even if weights are shipped
+    weights: str = ""  # safetensors of a trained EDM denoiser; "shipped": the one for the made pictures; empty: train one
     p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) (EDM, table 1)
     p_std: float = ranged(1.2, 1e-3)
     ema_half_life: float = ranged(500_000, 0)  # samples
@@ -171,6 +174,7 @@ class OneStep:
     critic: str = ranged("n2ce", choices=("n2ce", "bce", "none"))  # none: SiD without data
     critic_noise_magnitude: float = ranged(50.0, 1, float("inf"))
     critic_clip: float = ranged(10.0, 0.1)  # generator term: |logit - ln M| is clipped here
+    critic_loss_scale: float = ranged(1.0, 0)  # lsd: of the critic's loss beside the fake score's
     generator_loss_scale: float = ranged(100.0, 0)  # lsg
     adversarial_scale: float = ranged(0.01, 0)  # lsg_gan
     weight_floor: float = ranged(1e-5, 0)  # of w = mean |x_g - f_phi|

@@ -30,6 +30,9 @@ class Stream(Protocol):
 class Recorder(Protocol):
     """Where observations go."""
 
+    def resume(self, samples_seen: int) -> None:
+        """Training goes on from here; what was recorded beyond is forgotten."""
+
     def observe(self, prefix: str, observations: Mapping[str, Tensor]) -> None:
         """Adds per-sample observations, each (b,)."""
 
@@ -66,17 +69,18 @@ def train(
     _to(state, runtime.device)
     if checkpoint.restore_newest(directory, state, say) and runtime.rank == 0:
         say(f"continuing at {state.samples_seen:,} of {training.samples:,} samples from {directory}")
+    recorder.resume(state.samples_seen)
     batches = stream.batches(seed, state.samples_seen, training.batch, runtime.rank, runtime.world_size)
     while state.samples_seen < training.samples:
         iterate(state, _moved(next(batches), runtime.device), training, seed, runtime, recorder)
-        stopping = runtime.should_stop()
+        stopping = runtime.stop_signal()
         done = state.samples_seen >= training.samples
         if done or stopping or crossed(state.samples_seen, training.batch, training.log_every):
             recorder.flush(state.samples_seen, skipped_steps=state.skipped_steps)
         if done or stopping or crossed(state.samples_seen, training.batch, training.checkpoint_every):
             _commit(directory, state, runtime)
         if stopping and not done:
-            raise Stopped(runtime.stop_signal, state.samples_seen)
+            raise Stopped(stopping, state.samples_seen)
     return state
 
 

@@ -21,8 +21,8 @@ class Runtime(Protocol):
     def barrier(self) -> None:
         """Returns when every rank has come here."""
 
-    def should_stop(self) -> bool:
-        """True, on every rank alike, once the run was asked to end at the next step."""
+    def stop_signal(self) -> int | None:
+        """The signal number, on every rank alike, once the run was asked to end at the next step; None before."""
 
 
 class LocalRuntime:
@@ -40,9 +40,9 @@ class LocalRuntime:
     def barrier(self) -> None:
         """Nobody to wait for."""
 
-    def should_stop(self) -> bool:
-        """True once this process has been sent SIGTERM or SIGINT."""
-        return self._stop is not None and self._stop.received is not None
+    def stop_signal(self) -> int | None:
+        """SIGTERM or SIGINT once this process has been sent it."""
+        return self._stop.received if self._stop else None
 
 
 def mean_over_ranks(runtime: Runtime, value: Tensor) -> Tensor:
