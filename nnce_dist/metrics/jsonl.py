@@ -1,0 +1,87 @@
+"""metrics.jsonl: one record a line, appended whole; the history that a resumed run continues without counting twice."""
+
+import json
+import math
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+from .names import Record
+from .recorder import Sink
+
+FILE_NAME = "metrics.jsonl"
+_NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
+
+
+def encode(record: Record) -> bytes:
+    """One line of strict JSON; infinities and NaN, which it lacks, become words that `decode` turns back."""
+    return (json.dumps({key: _plain(value) for key, value in record.items()}, allow_nan=False) + "\n").encode()
+
+
+def _plain(value: float | int | str) -> float | int | str:
+    if isinstance(value, float) and not math.isfinite(value):
+        return "NaN" if math.isnan(value) else "Infinity" if value > 0 else "-Infinity"
+    return value
+
+
+def decode(line: bytes) -> dict[str, float | int | str]:
+    """The record of one line; ValueError when it is none."""
+    record = json.loads(line)
+    if not isinstance(record, dict):
+        raise ValueError(f"not a record: {line[:80]!r}")
+    return {key: _NOT_FINITE.get(value, value) if isinstance(value, str) else value for key, value in record.items()}
+
+
+def read(path: Path) -> list[dict[str, float | int | str]]:
+    """All whole records of a file; a torn last line, left by a crash, is left out."""
+    return [record for record, _ in _records(path)]
+
+
+def _records(path: Path) -> Iterator[tuple[dict[str, float | int | str], int]]:
+    """Each record with the position right after its line."""
+    end = 0
+    for number, line in enumerate(path.read_bytes().splitlines(keepends=True), 1):
+        if not line.endswith(b"\n"):
+            return
+        end += len(line)
+        try:
+            yield decode(line), end
+        except ValueError as error:
+            raise ValueError(f"{path}, line {number}: not a metrics record ({error}); move the file away") from None
+
+
+def truncate(path: Path, samples_seen: int) -> None:
+    """Cuts off a torn last line and every record from beyond `samples_seen`, the position training resumes at."""
+    end = 0
+    for record, end_of_line in _records(path):
+        if record.get("samples_seen", 0) > samples_seen:
+            break
+        end = end_of_line
+    os.truncate(path, end)
+
+
+class JsonlSink(Sink):
+    """Appends records to a file, which is made with its folder at the first use."""
+
+    def __init__(self, path: Path):
+        self._path = Path(path)
+        self._path.parent.mkdir(parents=True, exist_ok=True)
+        self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
+
+    def resume(self, samples_seen: int) -> None:
+        """Cuts the file back to the position that training goes on from."""
+        truncate(self._path, samples_seen)
+
+    def write(self, record: Record) -> None:
+        """Appends one line in one system call, so that a reader or a crash never sees half of it in the middle."""
+        line = encode(record)
+        before = os.fstat(self._file).st_size
+        if os.write(self._file, line) != len(line):
+            os.ftruncate(self._file, before)
+            raise OSError("only a part of a record could be written; is the disk full?")
+
+    def close(self) -> None:
+        """Closes the file."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1

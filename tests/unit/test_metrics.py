@@ -1,0 +1,221 @@
+"""python -m pytest tests/unit/test_metrics.py"""
+
+import json
+import logging
+import math
+import re
+import threading
+
+import pytest
+import torch
+from rich.console import Console
+
+from nnce_dist.metrics import jsonl
+from nnce_dist.metrics.follower import Follower
+from nnce_dist.metrics.jsonl import JsonlSink
+from nnce_dist.metrics.names import METRICS, lookup
+from nnce_dist.metrics.progress import LiveLines, PlainLines
+from nnce_dist.metrics.recorder import Recorder, Sink
+
+IDENTITY = {"run": "r", "stage": "ten-step", "trial": "m-10"}
+
+
+class Kept(Sink):
+    """Keeps what it is given."""
+
+    def __init__(self):
+        self.records = []
+
+    def write(self, record):
+        self.records.append(record)
+
+
+class Full(Sink):
+    """Fails like a full disk."""
+
+    def write(self, record):
+        raise OSError("No space left on device")
+
+
+class Ranks:
+    """Sums tensors over threads that stand for ranks, and counts the calls of one of them."""
+
+    def __init__(self, size):
+        self._barrier, self._parts, self.calls = threading.Barrier(size, timeout=10), {}, 0
+
+    def all_reduce(self, rank):
+        def reduce(tensor):
+            self.calls += rank == 0
+            self._parts[rank] = tensor.clone()
+            self._barrier.wait()
+            total = sum(self._parts.values())
+            self._barrier.wait()
+            tensor.copy_(total)
+
+        return reduce
+
+
+def test_means_over_ranks_and_micro_batches_equal_the_mean_over_samples():
+    torch.manual_seed(0)
+    losses, norms = torch.randn(10), torch.rand(10)
+    shares = [[slice(0, 3), slice(3, 7)], [slice(7, 10)]]  # unequal on purpose
+    ranks, results = Ranks(2), {}
+
+    def work(rank):
+        recorder = Recorder(IDENTITY, batch=10, all_reduce=ranks.all_reduce(rank))
+        for part in shares[rank]:
+            recorder.observe("value", {"loss": losses[part], "norm": norms[part]})
+        results[rank] = recorder.flush(10)
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(2)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    for rank in range(2):
+        assert results[rank]["value/loss"] == pytest.approx(losses.double().mean().item(), rel=1e-12)
+        assert results[rank]["value/norm"] == pytest.approx(norms.double().mean().item(), rel=1e-12)
+    assert ranks.calls == 1  # one message for all observations
+
+
+def test_flush_forgets_and_measures_the_speed_from_the_resumed_position():
+    kept = Kept()
+    recorder = Recorder(IDENTITY, batch=4, sinks=[kept])
+    recorder.resume(100)
+    recorder.observe("net", {"loss": torch.tensor([1.0, 3.0], requires_grad=True)})
+    first = recorder.flush(104, skipped_steps=2)
+    recorder.observe("net", {"loss": torch.tensor([5.0])})
+    second = recorder.flush(108)
+    assert (first["net/loss"], second["net/loss"], first["skipped_steps"]) == (2.0, 5.0, 2)
+    assert first["steps"] == 26 and first["images_per_second"] * first["step_seconds"] == pytest.approx(4)
+    assert kept.records == [first, second] and first["trial"] == "m-10"
+
+
+def test_a_failing_sink_is_named_once_and_stops_nothing(caplog):
+    kept = Kept()
+    recorder = Recorder(IDENTITY, batch=1, sinks=[Full(), kept])
+    with caplog.at_level(logging.WARNING):
+        for step in range(3):
+            recorder.flush(step)
+    assert len(kept.records) == 3
+    assert [r.getMessage() for r in caplog.records] == [
+        "metrics: Full failed and may miss records: No space left on device"
+    ]
+
+
+def write_history(path, positions):
+    sink = JsonlSink(path)
+    for position in positions:
+        sink.write({"samples_seen": position})
+    sink.close()
+
+
+def test_a_resumed_run_counts_no_step_twice(tmp_path):
+    path = tmp_path / "stage" / "metrics.jsonl"
+    write_history(path, range(0, 100, 10))
+    with path.open("ab") as file:
+        file.write(b'{"samples_seen": 1')  # a crash in the middle of a write
+    recorder = Recorder(IDENTITY, batch=10, sinks=[JsonlSink(path)])
+    recorder.resume(40)
+    for position in range(50, 120, 10):
+        recorder.flush(position)
+    recorder.close()
+    assert [record["samples_seen"] for record in jsonl.read(path)] == list(range(0, 120, 10))
+
+
+def test_a_resumed_run_does_not_touch_history_before_its_position(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    write_history(path, [0, 10, 20])
+    before = path.read_bytes()
+    JsonlSink(path).resume(20)
+    assert path.read_bytes() == before
+
+
+def test_a_damaged_history_is_named_with_its_line(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_bytes(b'{"samples_seen": 1}\nrubbish\n{"samples_seen": 3}\n')
+    with pytest.raises(ValueError, match=re.escape(f"{path}, line 2")):
+        jsonl.read(path)
+
+
+def test_records_are_strict_json_and_infinities_come_back(tmp_path):
+    record = {"noise_magnitude": math.inf, "a/loss": -math.inf, "b/loss": math.nan, "steps": 3, "stage": "s"}
+
+    def refuse(word):
+        raise AssertionError(word)
+
+    json.loads(jsonl.encode(record), parse_constant=refuse)
+    back = jsonl.decode(jsonl.encode(record))
+    assert math.isnan(back.pop("b/loss")) and back == {k: v for k, v in record.items() if k != "b/loss"}
+
+
+def test_writers_in_parallel_never_mix_their_lines(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+
+    def write(writer):
+        sink = JsonlSink(path)
+        for number in range(200):
+            sink.write({"writer": writer, "samples_seen": number, "padding": "x" * 300})
+        sink.close()
+
+    threads = [threading.Thread(target=write, args=(writer,)) for writer in range(4)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    records = jsonl.read(path)
+    for writer in range(4):
+        assert [r["samples_seen"] for r in records if r["writer"] == writer] == list(range(200))
+
+
+def test_the_follower_sees_every_trial_old_new_torn_and_cut_back(tmp_path):
+    every, live = Kept(), Kept()
+    write_history(tmp_path / "trials" / "a" / "metrics.jsonl", [10, 20])
+    follower = Follower(tmp_path, [every], [live], interval=3600)
+    write_history(tmp_path / "trials" / "b" / "metrics.jsonl", [10])
+    with (tmp_path / "trials" / "a" / "metrics.jsonl").open("ab") as file:
+        file.write(b'{"samples_seen"')
+        file.flush()
+        follower.poll()
+        assert [r["samples_seen"] for r in every.records] == [10, 20, 10]
+        file.write(b": 30}\n")
+    follower.poll()
+    JsonlSink(tmp_path / "trials" / "a" / "metrics.jsonl").resume(10)
+    follower.poll()
+    write_history(tmp_path / "trials" / "a" / "metrics.jsonl", [20])
+    follower.close()
+    assert [r["samples_seen"] for r in every.records] == [10, 20, 10, 30, 20]
+    assert [r["samples_seen"] for r in live.records] == [10, 30, 20]
+
+
+def test_every_metric_has_a_proper_name_and_every_kind_of_key_is_exported():
+    names = [metric.name for metric in METRICS]
+    assert len(set(names)) == len(names)
+    assert all(re.fullmatch(r"nnce(_[a-z]+)+", name) for name in names)
+    assert all(metric.unit and metric.help for metric in METRICS)
+    assert lookup("energy/loss")[1] == "energy"
+    assert lookup("energy/something_new")[1] == "energy/something_new"
+    assert lookup("evaluation/fd_shapes@2k")[1] == "fd_shapes@2k"
+    assert lookup("a_stranger") is None
+
+
+def status(trial, seen, total=100):
+    return {**IDENTITY, "trial": trial, "samples_seen": seen, "samples_total": total, "images_per_second": 5.0}
+
+
+def test_plain_progress_is_rate_limited_and_says_what_is_left():
+    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    lines = PlainLines(console, interval=3600)
+    for seen in (10, 20, 30, 100):
+        lines.write({**status("m-10", seen), "noise_magnitude": 10.0})
+    lines.write(status("m-1", 50))
+    lines.write({"evaluation/fd": 3.0})
+    first, last, other = console.export_text().splitlines()
+    assert first.split() == ["ten-step", "m-10", "M=10", "10%", "5", "images/s", "0:18", "left"]
+    assert last.split()[3] == "100%" and other.split()[:3] == ["ten-step", "m-1", "50%"]
+
+
+def test_live_progress_shows_a_line_per_trial(tmp_path):
+    with (tmp_path / "terminal").open("w") as file:
+        lines = LiveLines(Console(file=file, force_terminal=True, width=120))
+        for trial, seen in (("a", 10), ("b", 20), ("a", 100)):
+            lines.write(status(trial, seen))
+        lines.close()
+    screen = (tmp_path / "terminal").read_text()
+    assert "ten-step a" in screen and "100%" in screen and "ten-step b" in screen
