@@ -156,6 +156,8 @@ class TenStep:
     value_warmup_samples: int = ranged(0, 0)  # V learns alone for so long
     sampler_batches: int = ranged(1, 1)  # minibatches of B transitions per iteration; num_steps takes them all
     value_width: int = ranged(128, 8)  # channels of the energy network
+    value_patch_size: int = ranged(1, 1)  # pixels folded together before its first layer
+    value_squash: bool = False  # V sees (2x/(1+|x|), ln(1+|x|)): pure noise reaches it at the first steps
     sampler: Optimiser = part(Optimiser)
     value: Optimiser = part(Optimiser)
     log_sigma_lr_scale: float = ranged(100.0, 0)  # lr of ln s_t over the sampler's
