@@ -27,7 +27,7 @@ def make_once(final: Path, write: Callable[[BinaryIO], None], deadline: float) -
     unfinished = final.with_name(final.name + ".tmp")
     final.parent.mkdir(parents=True, exist_ok=True)
     while not final.exists():
-        with open(unfinished, "a+b") as file:
+        with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:  # creates, never truncates
             _lock(file, unfinished, deadline)
             if not _is_at(file, unfinished):
                 continue  # the process that held the lock has renamed or removed it: look again
