@@ -52,7 +52,7 @@ def n2ce(log_ratio_data: Tensor, log_ratio_noise: Tensor, noise_magnitude: float
 
 def nce(log_ratio_data: Tensor, log_ratio_noise: Tensor) -> tuple[Tensor, Tensor]:
     """Noise-contrastive estimation, N2CE at M = 1: binary cross-entropy with logit f, per sample."""
-    return F.softplus(-_widen(log_ratio_data)), F.softplus(_widen(log_ratio_noise))
+    return _softplus(-_widen(log_ratio_data)), _softplus(_widen(log_ratio_noise))
 
 
 def nwj(log_ratio_data: Tensor, log_ratio_noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -68,7 +68,7 @@ def reweighted_bce(
     Arguments and errors as in `n2ce`, except that M = inf has no meaning here: its losses saturate.
     """
     f_data, f_noise = _widen(log_ratio_data), _widen(log_ratio_noise)
-    return F.softplus(-f_data), _weighted_softplus(f_noise, _checked(noise_magnitude, f_noise))
+    return _softplus(-f_data), _weighted_softplus(f_noise, _checked(noise_magnitude, f_noise))
 
 
 def ratio_regularisation(log_ratio_data: Tensor, log_ratio_noise: Tensor) -> tuple[Tensor, Tensor]:
@@ -97,7 +97,11 @@ def _n2ce_noise(f: Tensor, magnitude: float | Tensor) -> Tensor:
 def _weighted_softplus(z: Tensor, magnitude: float | Tensor) -> Tensor:
     """M softplus(z), with M and the product held to 1e38."""
     magnitude = magnitude.clamp(max=_LARGEST) if isinstance(magnitude, Tensor) else min(magnitude, _LARGEST)
-    return magnitude * F.softplus(z).clamp(max=_LARGEST / magnitude)
+    return magnitude * _softplus(z).clamp(max=_LARGEST / magnitude)
+
+
+def _softplus(z: Tensor) -> Tensor:
+    return F.softplus(z, threshold=40.0)  # the default, 20, costs float64 half its digits
 
 
 def _exponential(f: Tensor) -> Tensor:
