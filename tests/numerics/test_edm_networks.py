@@ -89,7 +89,7 @@ def test_names_of_the_released_checkpoints():
     ]
 
 
-# What EDM's own networks (NVlabs/edm, training/networks.py) give with these weights at positions 0, 100, 500, 777, 1400.
+# What EDM's own networks (NVlabs/edm, training/networks.py) give with these weights at five positions.
 REFERENCE = {
     "song": (small_song, (5, 9), (0.109844, -0.095683, -0.143948, 0.48405, -0.018132)),
     "song-plain": (
