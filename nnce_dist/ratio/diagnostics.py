@@ -10,7 +10,6 @@ from torch import Tensor
 _LARGEST_LOG_RATIO = 40.0
 
 
-@torch.no_grad()
 def ratio_observations(
     log_ratio_data: Tensor, log_ratio_noise: Tensor, noise_magnitude: float | Tensor
 ) -> dict[str, Tensor]:
@@ -20,7 +19,7 @@ def ratio_observations(
     `effective_sample_size`; `saturated_*` marks f > ln M, where a sample has less than half of its weight at M = inf.
     The two sides may differ in shape; `noise_magnitude` is M, as in `objectives.n2ce`.
     """
-    f_data, f_noise = log_ratio_data.float(), log_ratio_noise.float()
+    f_data, f_noise = log_ratio_data.detach().float(), log_ratio_noise.detach().float()
     log_magnitude = noise_magnitude.log() if isinstance(noise_magnitude, Tensor) else math.log(noise_magnitude)
     ratio = f_noise.clamp(max=_LARGEST_LOG_RATIO).exp()
     return {
