@@ -40,6 +40,7 @@ class Workers:
     precision: str = ranged("bfloat16", choices=("float32", "bfloat16"))  # of the networks' insides (autocast); losses stay float32
     start_timeout: float = ranged(300, 1)  # seconds to wait for the resources before giving up
     collective_timeout: float = ranged(300, 1)  # seconds a rank waits for the others
+    restarts: int = ranged(2, 0)  # times that crashed workers are started again, from the newest checkpoint
 
 
 @dataclass
@@ -175,6 +176,7 @@ class OneStep:
     critic_from_samples: int = ranged(0, 0)  # adversarial terms begin here
     critic: str = ranged("n2ce", choices=("n2ce", "bce", "none"))  # none: SiD without data
     critic_noise_magnitude: float = ranged(50.0, 1, float("inf"))
+    magnitude_from_sweep: bool = False  # take the sweep's best M instead
     critic_clip: float = ranged(10.0, 0.1)  # generator term: |logit - ln M| is clipped here
     critic_loss_scale: float = ranged(1.0, 0)  # lsd: of the critic's loss beside the fake score's
     generator_loss_scale: float = ranged(100.0, 0)  # lsg
@@ -191,6 +193,7 @@ class OneStep:
 class Evaluation:
     num_samples: int = ranged(2048, 16)  # images per draw
     draws: int = ranged(3, 1)  # independent sets of sampling noise
+    reference_samples: int = ranged(50_000, 16)  # training pictures behind the reference statistics, at most
     batch: int = ranged(128, 1)
     features: str = ranged("auto", choices=("auto", "shapes", "inception"))  # auto: inception when weights are given
     inception_weights: str = ""  # pt_inception-2015-12-05 state dict (.pth) or safetensors

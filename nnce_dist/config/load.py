@@ -1,0 +1,160 @@
+"""From YAML presets and `a.b=c` overrides to a checked `Config`. All errors are found, listed together, in seconds."""
+
+import dataclasses
+import difflib
+import math
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+from omegaconf import DictConfig, OmegaConf
+from omegaconf.errors import OmegaConfBaseException
+
+from .checks import contradictions
+from .schema import Config
+
+
+class ConfigError(ValueError):
+    """One or more settings are wrong; one line each in `problems`."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__("\n".join(problems))
+        self.problems = problems
+
+
+def leaves(value: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
+    """Every setting as (dotted key, field, value)."""
+    for field in dataclasses.fields(value):
+        key, child = f"{path}{field.name}", getattr(value, field.name)
+        if dataclasses.is_dataclass(child):
+            yield from leaves(child, f"{key}.")
+        else:
+            yield key, field, child
+
+
+def nearest(key: str, known: list[str]) -> str:
+    """The known key most like a mistyped one; its last part counts most."""
+    name = key.rsplit(".", 1)[-1]
+    ranked = sorted(
+        known,
+        key=lambda k: difflib.SequenceMatcher(None, k, key).ratio()
+        + difflib.SequenceMatcher(None, k.rsplit(".", 1)[-1], name).ratio(),
+    )
+    return ranked[-1]
+
+
+def _reason(error: Exception) -> str:
+    return str(error).split("\n")[0]
+
+
+def _merge_one(config: DictConfig, assignment: str, known: list[str]) -> str | None:
+    """Merges one `a.b=c` in place; the problem in one line if it cannot be."""
+    key, equals, value = assignment.partition("=")
+    if not equals:
+        return f"{assignment!r} is not a setting; write key=value (for example run.seed=1)"
+    if key not in known:
+        return f"unknown key {key!r}; nearest: {nearest(key, known)!r}"
+    try:
+        parsed = OmegaConf.from_dotlist([f"v={value}"]).v if value else ""
+        OmegaConf.update(config, key, parsed)
+    except (OmegaConfBaseException, ValueError) as error:
+        return f"{key}={value}: {_reason(error)}"
+    return None
+
+
+def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
+    if isinstance(tree, DictConfig):
+        for key in tree:
+            yield from _flat(tree._get_node(key), f"{path}.{key}" if path else str(key))
+    else:
+        yield path, tree
+
+
+def _merge_file(config: DictConfig, file: Path, known: list[str]) -> list[str]:
+    """Merges a YAML preset in place; its problems, one line each."""
+    problems = []
+    for key, node in _flat(OmegaConf.load(file)):
+        if key not in known:
+            problems.append(f"{file.name}: unknown key {key!r}; nearest: {nearest(key, known)!r}")
+            continue
+        try:
+            OmegaConf.update(config, key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value())
+        except OmegaConfBaseException as error:
+            problems.append(f"{file.name}: {key}: {_reason(error)}")
+    return problems
+
+
+def out_of_range(key: str, field: dataclasses.Field, value: Any) -> str | None:
+    """The problem in one line if a value is NaN, outside its range or not one of its words."""
+    low, high = field.metadata.get("low"), field.metadata.get("high")
+    choices = field.metadata.get("choices")
+    for item in value if isinstance(value, list) else [value]:
+        if isinstance(item, float) and math.isnan(item):
+            return f"{key}={value}: NaN is not a setting"
+        if choices and item not in choices:
+            return f"{key}={value}: choose one of {', '.join(choices)}"
+        if isinstance(item, float) and math.isinf(item) and high != math.inf:
+            return f"{key}={value}: must be finite"
+        if (low is not None and item < low) or (high is not None and item > high):
+            bounds = f"at least {low:g}" if high in (None, math.inf) else f"between {low:g} and {high:g}"
+            return f"{key}={value}: must be {bounds}"
+    return None
+
+
+def preset_file(name: str, folder: Path) -> Path:
+    """The YAML file of a preset. Raises ConfigError naming the nearest one."""
+    known = sorted(path.stem for path in folder.glob("*.yaml"))
+    if name not in known:
+        hint = difflib.get_close_matches(name, known, 1, 0) or known
+        raise ConfigError([f"unknown preset {name!r}; nearest: {hint[0]!r}; there are: {', '.join(known)}"])
+    return folder / f"{name}.yaml"
+
+
+def load(overrides: list[str], presets: Path, default_preset: str) -> Config:
+    """The configuration of a run: defaults, then the preset, then `a.b=c` overrides (`preset=` picks the preset).
+
+    Raises ConfigError with every problem found.
+    """
+    chosen = [o.partition("=")[2] for o in overrides if o.startswith("preset=")]
+    config = OmegaConf.structured(Config)
+    known = [key for key, *_ in leaves(Config())]
+    problems = _merge_file(config, preset_file((chosen or [default_preset])[-1], presets), known)
+    for assignment in overrides:
+        if not assignment.startswith("preset="):
+            problems += filter(None, [_merge_one(config, assignment, known)])
+    result = OmegaConf.to_object(config)
+    problems += filter(None, (out_of_range(*leaf) for leaf in leaves(result)))
+    problems += contradictions(result)
+    if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def from_dict(tree: dict) -> Config:
+    """A configuration from the plain dictionary that `to_dict` gave."""
+    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), tree))
+
+
+def to_dict(config: Config) -> dict:
+    """The configuration as plain nested dictionaries."""
+    return dataclasses.asdict(config)
+
+
+def to_yaml(config: Config) -> str:
+    """The resolved configuration as YAML."""
+    return OmegaConf.to_yaml(OmegaConf.structured(config))
+
+
+def read_yaml(path: Path) -> dict:
+    """A configuration written by `to_yaml`, as plain nested dictionaries."""
+    return OmegaConf.to_container(OmegaConf.load(path))
+
+
+def differences(old: dict, new: dict, path: str = "") -> Iterator[tuple[str, Any, Any]]:
+    """Settings that differ between two plain configurations, as (dotted key, old value, new value)."""
+    for key in sorted(old.keys() | new.keys()):
+        a, b = old.get(key), new.get(key)
+        if isinstance(a, dict) and isinstance(b, dict):
+            yield from differences(a, b, f"{path}{key}.")
+        elif a != b:
+            yield f"{path}{key}", a, b

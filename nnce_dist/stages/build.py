@@ -1,0 +1,78 @@
+"""From a configuration to networks. The one place where names in the configuration become objects."""
+
+import copy
+from pathlib import Path
+
+import torch
+from torch import nn
+
+from ..config.schema import Config
+from ..models.adm_unet import adm
+from ..models.patch_unet import PatchUNet
+from ..models.preconditioning import EDMPrecond
+from ..models.song_unet import ddpmpp
+from ..models.value_net import ValueNet
+from ..models.weights import load_denoiser_weights
+from ..samplers.ten_step import TenStepSampler
+from ..tasks.dxmi import few_step_schedule
+from ..training.seeding import fold
+
+SHIPPED_TEACHER = Path(__file__).parent.parent / "models" / "assets" / "shapes64-teacher.safetensors"
+
+
+def _patch_unet(config: Config) -> nn.Module:
+    n = config.network
+    return PatchUNet(3, config.data.num_classes, n.patch_size, n.widths, n.num_blocks, n.dropout)
+
+
+def _ddpmpp(config: Config) -> nn.Module:
+    return ddpmpp(config.data.num_classes, config.data.image_size, dropout=config.network.dropout)
+
+
+def _adm(config: Config) -> nn.Module:
+    return adm(config.data.num_classes, config.data.image_size, dropout=config.network.dropout)
+
+
+BACKBONES = {"patch_unet": _patch_unet, "ddpmpp": _ddpmpp, "adm": _adm}
+
+
+def seed_networks(config: Config, *keys: int) -> None:
+    """Makes the initial weights a function of the run's seed and the network's keys."""
+    torch.manual_seed(fold(config.run.seed, *keys))
+
+
+def denoiser(config: Config) -> EDMPrecond:
+    """A fresh EDM denoiser."""
+    backbone = BACKBONES[config.network.kind](config)
+    return EDMPrecond(backbone, config.network.sigma_data, getattr(torch, config.workers.precision))
+
+
+def teacher_weights(config: Config, root: Path) -> Path:
+    """The file of the teacher's weights: given, shipped, or trained by this run."""
+    if config.teacher.weights == "shipped":
+        return SHIPPED_TEACHER
+    return Path(config.teacher.weights) if config.teacher.weights else root / "teacher" / "weights.safetensors"
+
+
+def teacher(config: Config, root: Path) -> EDMPrecond:
+    """The trained teacher, frozen. Raises ValueError if the weights are of another architecture."""
+    network = denoiser(config)
+    load_denoiser_weights(network, teacher_weights(config, root))
+    return network.eval().requires_grad_(False)
+
+
+def ten_step_sampler(config: Config, teacher: EDMPrecond) -> TenStepSampler:
+    """The untuned few-step sampler around a trainable copy of the teacher."""
+    return TenStepSampler(copy.deepcopy(teacher).requires_grad_(True), few_step_schedule(config.ten_step))
+
+
+def value(config: Config) -> ValueNet:
+    """A fresh energy network V, its weights a function of the run's seed."""
+    s = config.ten_step
+    seed_networks(config, 2)
+    return ValueNet(
+        width=s.value_width,
+        num_classes=config.data.num_classes if s.value_conditional else 0,
+        squash=s.value_squash,
+        patch_size=s.value_patch_size,
+    )

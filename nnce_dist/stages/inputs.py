@@ -1,0 +1,103 @@
+"""What jobs read: training and held-out data, the evaluation's features, reference statistics and labels."""
+
+import dataclasses
+import math
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from ..config.schema import Config, Evaluation
+from ..data import synthetic
+from ..data.pack import pack, packed
+from ..data.stream import ShardSource, open_stream
+from ..evaluation.evaluate import Reference, reference as reference_statistics
+from ..evaluation.features import FeatureNetwork, load_features
+
+_MADE_CHUNK = 256
+_REFERENCE_BATCH = 256
+
+
+def cache_dir(config: Config) -> Path:
+    """Where copies of shards, made pictures and reference statistics are kept for all runs."""
+    return Path(config.data.cache_dir or Path(config.run.dir) / "cache").absolute()
+
+
+def _made_pictures(indices: range, seed: int) -> Iterator[tuple[np.ndarray, int]]:
+    for start in range(indices.start, indices.stop, _MADE_CHUNK):
+        images, labels = synthetic.make(range(start, min(start + _MADE_CHUNK, indices.stop)), seed)
+        yield from zip(images, labels.tolist(), strict=True)
+
+
+def made_patterns(config: Config) -> tuple[str, str]:
+    """Shard patterns of the project's own pictures (training, held out); drawn and packed the first time."""
+    made = config.data.made
+    parts = {"train": range(made.train), "val": range(made.train, made.train + made.val)}
+    patterns = []
+    for part, indices in parts.items():
+        folder = cache_dir(config) / f"made-seed{made.seed}-{indices.start}-{indices.stop}-by{made.shard_size}"
+        patterns.append(packed(folder) or pack(_made_pictures(indices, made.seed), folder, made.shard_size))
+    return patterns[0], patterns[1]
+
+
+def patterns(config: Config) -> tuple[str, str]:
+    """Shard patterns (training, held out): the user's, or those of the made pictures."""
+    return (config.data.train, config.data.val) if config.data.train else made_patterns(config)
+
+
+def open_train(config: Config) -> ShardSource:
+    """The training stream."""
+    return open_stream(patterns(config)[0], config.data, cache_dir(config), train=True)
+
+
+def open_val(config: Config) -> ShardSource:
+    """The held-out pictures."""
+    return open_stream(patterns(config)[1], config.data, cache_dir(config), train=False)
+
+
+def classes_known(config: Config) -> bool:
+    """Whether the feature network can tell the classes of these data: only those of the made pictures."""
+    return not config.data.train
+
+
+def feature_network(config: Config, device: torch.device | str) -> FeatureNetwork:
+    """The evaluation's feature network: Inception when weights are given, the bundled one otherwise."""
+    settings = config.evaluation
+    kind = settings.features
+    if kind == "auto":
+        kind = "inception" if settings.inception_weights else "shapes"
+    weights = Path(settings.inception_weights) if kind == "inception" else None
+    return load_features(kind, weights, device=device)
+
+
+def spread(total: int, wanted: int) -> np.ndarray:
+    """At most `wanted` sample numbers, evenly spread over all, so that every shard and class is met."""
+    wanted = min(total, wanted)
+    return np.arange(wanted) * total // wanted
+
+
+def reference(config: Config, data: ShardSource, features: FeatureNetwork) -> Reference:
+    """Statistics of (at most `evaluation.reference_samples`) training pictures, cached by the data's digest."""
+    chosen = spread(len(data), config.evaluation.reference_samples)
+
+    def batches() -> Iterator[Tensor]:
+        for part in np.array_split(chosen, math.ceil(len(chosen) / _REFERENCE_BATCH)):
+            yield data.raw(part)[0]
+
+    digest = f"{data.digest[:12]}{len(chosen):x}"
+    return reference_statistics(batches(), features, cache_dir(config), digest)
+
+
+def label_marginal(counts: Tensor) -> Callable[[range], Tensor]:
+    """Labels for sample numbers with the frequencies of the training data: exact over every full cycle of its size."""
+    labels = torch.repeat_interleave(torch.arange(len(counts)), counts)
+    total = len(labels)
+    stride = next(s for s in range(int(0.618 * total) + 1, total + 2) if math.gcd(s, total) == 1)
+    return lambda ids: labels[torch.arange(ids.start, ids.stop) * stride % total]
+
+
+def with_draws(settings: Evaluation, draws: int, num_samples: int | None = None) -> Evaluation:
+    """The evaluation's settings with another number of draws, and of samples if given."""
+    return dataclasses.replace(settings, draws=draws, num_samples=num_samples or settings.num_samples)

@@ -1,0 +1,123 @@
+"""One job of a run: its folder, data, recorder and evaluation, so that a job's own code says only what is special to it."""
+
+import math
+from collections.abc import Callable
+from functools import cached_property
+from pathlib import Path
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from ..config.schema import Config, OneStep, Teacher, TenStep
+from ..data.stream import ShardSource
+from ..evaluation.evaluate import Reference, evaluate
+from ..evaluation.features import FeatureNetwork
+from ..metrics.jsonl import JsonLines
+from ..metrics.recorder import Recorder
+from ..report.figures import save_grid
+from ..tasks.edm_loss import one_hot
+from ..tasks.task import Task
+from ..training.loop import train
+from ..training.runtime import Runtime
+from ..training.seeding import SampleRandom, fold
+from ..training.state import TrainState
+from . import inputs
+from .draws import Draw
+
+TRAINING, EVALUATION, SELECTION = 10, 11, 12  # keys of the random streams
+GRID = 64  # pictures kept as samples.png
+
+
+class Job:
+    """A job and everything it may use."""
+
+    def __init__(self, config: Config, root: Path, stage: str, name: str, runtime: Runtime):
+        self.config, self.root, self.stage, self.name, self.runtime = config, root, stage, name, runtime
+        self.folder = root / stage / name if name != stage else root / stage
+        self.folder.mkdir(parents=True, exist_ok=True)
+
+    @cached_property
+    def data(self) -> ShardSource:
+        """The training data."""
+        return inputs.open_train(self.config)
+
+    @cached_property
+    def features(self) -> FeatureNetwork:
+        """The feature network of the evaluation, on this job's device."""
+        return inputs.feature_network(self.config, self.runtime.device)
+
+    @cached_property
+    def reference(self) -> Reference:
+        """Statistics of the training data in those features."""
+        return inputs.reference(self.config, self.data, self.features)
+
+    def train(self, task: Task, settings: Teacher | TenStep | OneStep, **constants: float) -> TrainState:
+        """Trains a task in this job's folder."""
+        training = settings.training
+        identity = {"run": self.config.run.name, "stage": self.stage, "trial": self.name}
+        sinks = [JsonLines(self.folder)] if self.runtime.rank == 0 else []
+        recorder = Recorder(
+            {**identity, "samples_total": training.samples, **constants}, training.batch, sinks, self.runtime.all_reduce
+        )
+        seed = fold(self.config.run.seed, TRAINING)  # the same for every trial: they differ in their settings alone
+        try:
+            return train(task, self.data, training, seed, self.runtime, recorder, self.folder / "checkpoints")
+        finally:
+            recorder.close()
+
+    def save_weights(self, network: nn.Module) -> None:
+        """Keeps a network's tensors as weights.safetensors."""
+        if self.runtime.rank == 0:
+            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
+            temporary = self.folder / ".weights.part"
+            save_file(tensors, temporary)
+            temporary.replace(self.folder / "weights.safetensors")
+
+    def _images(self, draw: Draw, key: int) -> Callable[[int, range], Tensor]:
+        labels = inputs.label_marginal(self.data.label_counts)
+
+        def images(number: int, ids: range) -> Tensor:
+            random = SampleRandom.at(fold(self.config.run.seed, key, number), ids, self.runtime.device)
+            return draw(random, one_hot(labels(ids).to(self.runtime.device), self.config.data.num_classes))
+
+        return images
+
+    def _figures(self, images: Callable[[int, range], Tensor], draws: int) -> dict[str, list[float]]:
+        settings = inputs.with_draws(self.config.evaluation, draws)
+        labels = inputs.label_marginal(self.data.label_counts) if inputs.classes_known(self.config) else None
+        return evaluate(images, self.reference, self.features, settings, labels)
+
+    @torch.inference_mode()
+    def measure(self, draw: Draw) -> dict:
+        """Figures of a sampler over the evaluation's draws, and a picture of its first samples."""
+        if self.runtime.rank:
+            return {}
+        images = self._images(draw, EVALUATION)
+        save_grid(images(0, range(GRID)), self.folder / "samples.png")
+        return {"figures": self._figures(images, self.config.evaluation.draws)}
+
+    @torch.inference_mode()
+    def select(self, draw: Draw) -> float:
+        """The Frechet distance on a draw of its own, for choosing among trials; reported figures never see it."""
+        if self.runtime.rank:
+            return math.nan
+        figures = self._figures(self._images(draw, SELECTION), 1)
+        return next(values[0] for name, values in figures.items() if name.startswith("fd_"))
+
+    def measure_data(self) -> dict:
+        """Figures of held-out data: what a perfect sampler would get."""
+        held_out = inputs.open_val(self.config)
+        chosen = inputs.spread(len(held_out), self.config.evaluation.num_samples)
+        pixels, labels = held_out.raw(chosen)
+        save_grid(pixels[:GRID], self.folder / "samples.png")
+        settings = inputs.with_draws(self.config.evaluation, 1, len(pixels))
+        known = inputs.classes_known(self.config)
+        figures = evaluate(
+            lambda number, ids: pixels[ids.start : ids.stop],
+            self.reference,
+            self.features,
+            settings,
+            (lambda ids: labels[ids.start : ids.stop]) if known else None,
+        )
+        return {"figures": figures}

@@ -1,0 +1,65 @@
+"""What can be found wrong in seconds, before anything expensive starts. Each problem is one line; all are listed."""
+
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import torch
+
+from ..config.schema import Config
+from ..data.check import check as check_shards
+from ..models.weights import differences, load_weights
+from . import build
+from .folder import run_root
+
+
+def _shards(config: Config) -> None:
+    for pattern in filter(None, (config.data.train, config.data.val)):
+        check_shards(pattern, config.data)
+
+
+def _teacher_weights(config: Config) -> None:
+    if not config.teacher.weights:
+        return
+    path = build.teacher_weights(config, run_root(config))
+    with torch.device("meta"):
+        network = build.denoiser(config)
+    if differing := differences(network, load_weights(path)):
+        raise ValueError(
+            f"teacher.weights={path}: of another architecture ({differing}); set network.kind, its sizes and "
+            "data.num_classes to what these weights were trained with"
+        )
+
+
+def _inception_weights(config: Config) -> None:
+    path = config.evaluation.inception_weights
+    if path and not Path(path).is_file():
+        raise FileNotFoundError(f"evaluation.inception_weights={path}: no such file")
+
+
+def _run_folder(config: Config) -> None:
+    parent = next(p for p in (run_root(config), *run_root(config).parents) if p.exists())
+    if not os.access(parent, os.W_OK):
+        raise PermissionError(f"{parent}: cannot write results here; choose another run.dir")
+
+
+def _devices(config: Config) -> None:
+    from .launch import uses_ray
+
+    if config.workers.gpus and not uses_ray(config) and not torch.cuda.is_available():
+        raise ValueError(f"workers.gpus={config.workers.gpus:g}, but this machine has no GPU; use workers.gpus=0")
+
+
+CHECKS: tuple[Callable[[Config], None], ...] = (_run_folder, _devices, _teacher_weights, _inception_weights, _shards)
+
+
+def check(config: Config) -> None:
+    """Raises ValueError with every problem found, one per line."""
+    problems = []
+    for look in CHECKS:
+        try:
+            look(config)
+        except (ValueError, OSError) as error:
+            problems.append(str(error))
+    if problems:
+        raise ValueError("\n".join(problems))
