@@ -1,5 +1,6 @@
 """Where shards lie: `file` paths and `s3://` objects behind one small interface. Nothing else is ever opened or run."""
 
+import math
 import os
 import re
 from collections.abc import Sequence
@@ -70,11 +71,13 @@ def expand(pattern: str) -> list[str]:
 
     Raises ValueError for anything that is not a path, `file://` or `s3://`, for wildcards and for repeated shards.
     """
+    ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)  # the expander would hold a huge one in memory
+    too_many = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MAX_SHARDS
     try:
-        urls = list(islice(braceexpand(pattern), MAX_SHARDS + 1))
+        urls = [] if too_many else list(islice(braceexpand(pattern), MAX_SHARDS + 1))
     except UnbalancedBracesError as error:
         raise ValueError(f"{pattern!r}: the braces do not match ({error})") from None
-    if len(urls) > MAX_SHARDS:
+    if too_many or len(urls) > MAX_SHARDS:
         raise ValueError(f"{pattern!r} names more than {MAX_SHARDS} shards")
     for url in urls:
         scheme_of(url)

@@ -42,6 +42,8 @@ def open_stream(pattern: str, data: Data, cache_dir: str | Path, train: bool) ->
 
 def _local_shard(url: str, store: Store, cache: ShardCache) -> tuple[Path, ShardIndex]:
     blob, _ = store.peek(url, 1)
+    if not blob.size:
+        raise ValueError(f"{url}: the shard is empty (0 bytes); copy or make it again")
     path = cache.local(blob)
     stored = (path.with_name(path.name + SUFFIX), cache.entry(blob, SUFFIX))
     for place in stored:

@@ -33,7 +33,11 @@ def members(file: BinaryIO, name: str, partial: bool = False) -> Iterator[Member
     file.seek(0)
     end = 0
     try:
-        with tarfile.open(fileobj=file, mode="r:") as archive:
+        archive = tarfile.open(fileobj=file, mode="r:")  # noqa: SIM115 (it holds nothing but `file`)
+    except tarfile.TarError as error:
+        raise ValueError(f"{name}: not a tar archive ({error}); copy or make the shard again") from error
+    try:
+        with archive:
             while (info := archive.next()) is not None:
                 archive.members.clear()  # or the archive object grows with every member
                 end = info.offset_data + -(-info.size // _BLOCK) * _BLOCK
@@ -43,7 +47,7 @@ def members(file: BinaryIO, name: str, partial: bool = False) -> Iterator[Member
                     yield member
     except (tarfile.TarError, UnicodeError) as error:
         if not partial:
-            raise ValueError(f"{name}: {_DAMAGED} ({error or 'not a tar archive'})") from error
+            raise ValueError(f"{name}: {_DAMAGED} ({error})") from error
         return
     if not partial:
         _check_tail(file, end, length, name)
