@@ -7,8 +7,9 @@ from torch import Tensor, nn
 class HarmonicMLP(nn.Module):
     """A backbone of four linear layers over vectors, with the noise level as harmonics (contract of `EDMPrecond`).
 
-    The first two layers are its encoder. The encoding is taken before the non-linearity: its channel mean serves as a
-    log-ratio, which must be free to take any value, and SiLU is bounded below.
+    The first three layers are its encoder. The encoding is taken before the non-linearity: its channel mean serves as a
+    log-ratio, which must be free to take any value, and SiLU is bounded below. With two layers the critic, then a
+    network of one hidden layer, hardly tells a ring of narrow modes from its blurred copy.
     """
 
     def __init__(self, dim: int = 2, width: int = 64, num_classes: int = 0, num_harmonics: int = 4):
@@ -16,9 +17,11 @@ class HarmonicMLP(nn.Module):
         self.num_classes = num_classes
         self.register_buffer("frequencies", 2.0 ** torch.arange(num_harmonics), persistent=False)
         self.encoder = nn.Sequential(
-            nn.Linear(dim + 2 * num_harmonics + num_classes, width), nn.SiLU(), nn.Linear(width, width)
+            *(nn.Linear(dim + 2 * num_harmonics + num_classes, width), nn.SiLU()),
+            *(nn.Linear(width, width), nn.SiLU()),
+            nn.Linear(width, width),
         )
-        self.decoder = nn.Sequential(nn.SiLU(), nn.Linear(width, width), nn.SiLU(), nn.Linear(width, dim))
+        self.decoder = nn.Sequential(nn.SiLU(), nn.Linear(width, dim))
 
     def with_encoding(
         self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None, augment_labels: Tensor | None = None
