@@ -156,6 +156,7 @@ class TenStep:
     value_weight: float = ranged(1.0, 0)  # joint: weight of the temporal-difference loss beside the energy loss
     value_warmup_samples: int = ranged(0, 0)  # V learns alone for so long
     sampler_batches: int = ranged(1, 1)  # minibatches of B transitions per iteration; num_steps takes them all
+    sampler_steps: str = ranged("sequential", choices=("sequential", "joint"))  # a step per minibatch, or one
     value_width: int = ranged(128, 8)  # channels of the energy network
     value_patch_size: int = ranged(1, 1)  # pixels folded together before its first layer
     value_squash: bool = False  # V sees (2x/(1+|x|), ln(1+|x|)): pure noise reaches it at the first steps

@@ -119,7 +119,7 @@ def mmd2(x: Tensor, y: Tensor, frequencies: int = 256) -> float:
     for bandwidth in torch.logspace(math.log10(0.05), 0, 4):
         axes = torch.randn(2, frequencies, generator=generator) / bandwidth
         a, b = _features(x, axes), _features(y, axes)
-        mean_a, mean_b, n, m = a.mean(0), b.mean(0), len(a), len(b)
+        mean_a, mean_b, n, m = a.mean(0, dtype=torch.float64), b.mean(0, dtype=torch.float64), len(a), len(b)
         within = (n * mean_a.square().sum() - 1) / (n - 1) + (m * mean_b.square().sum() - 1) / (m - 1)
         total += (within - 2 * mean_a @ mean_b).item()
     return total / 4
@@ -128,4 +128,4 @@ def mmd2(x: Tensor, y: Tensor, frequencies: int = 256) -> float:
 def _features(x: Tensor, axes: Tensor) -> Tensor:
     """Rows of unit norm whose inner products estimate the Gaussian kernel."""
     phase = x @ axes
-    return torch.cat([phase.cos(), phase.sin()], dim=1).double() / math.sqrt(axes.shape[1])
+    return torch.cat([phase.cos(), phase.sin()], dim=1) / math.sqrt(axes.shape[1])

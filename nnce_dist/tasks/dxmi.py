@@ -1,0 +1,79 @@
+"""The equations of DxMI (Yoon et al. 2024) with N2CE as its energy update; method section 2.
+
+E is the energy -ln r, r = p_data / p_sampler, and V the value, the same network; costs, so lower is better. States run
+from noise (t = 0) to data (t = T).
+"""
+
+import math
+
+import torch
+from torch import Tensor
+
+from ..config import schema
+from ..ratio.objectives import n2ce, ratio_regularisation, reweighted_bce
+from ..samplers.schedules import FewStepSchedule, karras_schedule, var_schedule
+
+OBJECTIVES = {"n2ce": n2ce, "reweighted_bce": reweighted_bce}
+_LARGEST_OBSERVED = 40.0  # log-ratio up to which r and r^2 are finite in float32
+
+
+def few_step_schedule(settings: schema.TenStep) -> FewStepSchedule:
+    """The schedule that the settings name."""
+    if settings.schedule == "karras":
+        return karras_schedule(
+            settings.num_steps, settings.sigma_min, settings.sigma_max, settings.rho, settings.keep_last_noise
+        )
+    if settings.keep_last_noise:
+        raise ValueError("ten_step.keep_last_noise belongs to ten_step.schedule=karras; the VAR schedule fixes it")
+    return var_schedule(settings.num_steps)
+
+
+def running_cost(x: Tensor, x_next: Tensor, velocity: Tensor) -> Tensor:
+    """||x' - x||^2 / (2 v dim) per sample (b,), for velocities v (b,)."""
+    return (x_next - x).square().flatten(1).mean(1) / (2 * velocity)
+
+
+def regularisation_weight(objective: schema.Objective) -> float:
+    """gamma, or gamma M/(M+1), which holds gamma (M+1)/M fixed over M.
+
+    At r = 1 every weight in the energy's gradient is M/(M+1), so a smaller M also means more regularisation.
+    """
+    m = objective.noise_magnitude
+    share = m / (m + 1) if math.isfinite(m) else 1.0
+    return objective.ratio_regularisation * (share if objective.hold_regularisation else 1.0)
+
+
+def energy_loss(energy_data: Tensor, energy_fake: Tensor, objective: schema.Objective) -> Tensor:
+    """Per-sample loss (b,) of energies on data and on generated samples, both sides and the regulariser included."""
+    f_data, f_fake = -energy_data, -energy_fake
+    sides = OBJECTIVES[objective.kind](f_data, f_fake, objective.noise_magnitude)
+    return sum(sides) + regularisation_weight(objective) * sum(ratio_regularisation(f_data, f_fake))
+
+
+def time_costs(num_steps: int, constant: float, sigmoid: float) -> Tensor:
+    """cost_t = constant + sigmoid (S(T/2 - t) - S(T/2 - t - 1)) for t = 0 .. T-1, S the logistic function (T,)."""
+    place = num_steps / 2 - torch.arange(num_steps + 1, dtype=torch.float64)
+    return (constant - sigmoid * place.sigmoid().diff()).float()
+
+
+def temporal_difference(values: Tensor, next_values: Tensor, costs: Tensor) -> Tensor:
+    """(V(x_t) - sg[V(x_{t+1}) + cost_t])^2; there is no target network."""
+    return (values - (next_values.detach() + costs)).square()
+
+
+def mean_squared_steps(states: Tensor) -> Tensor:
+    """mean ||x_{t+1} - x_t||^2 / dim of each step (T,), for states (T + 1, B, ...)."""
+    return states.diff(dim=0).flatten(1).square().mean(1)
+
+
+def ratio_observations(energy_data: Tensor, energy_fake: Tensor, noise_magnitude: float) -> dict[str, Tensor]:
+    """ln r of both sides (b,), and on the sampler's side r and r^2, whose means are 1 when solved, and if r > M."""
+    f_data, f_fake = -energy_data.detach().float(), -energy_fake.detach().float()
+    ratio = f_fake.clamp(max=_LARGEST_OBSERVED).exp()
+    return {
+        "log_ratio_data": f_data,
+        "log_ratio_noise": f_fake,
+        "mean_ratio": ratio,
+        "mean_squared_ratio": ratio.square(),
+        "saturated_fraction": (f_fake > math.log(noise_magnitude)).float(),
+    }
