@@ -14,7 +14,6 @@ from ..ratio.objectives import n2ce, ratio_regularisation, reweighted_bce
 from ..samplers.schedules import FewStepSchedule, karras_schedule, var_schedule
 
 OBJECTIVES = {"n2ce": n2ce, "reweighted_bce": reweighted_bce}
-_LARGEST_OBSERVED = 40.0  # log-ratio up to which r and r^2 are finite in float32
 
 
 def few_step_schedule(settings: schema.TenStep) -> FewStepSchedule:
@@ -64,16 +63,3 @@ def temporal_difference(values: Tensor, next_values: Tensor, costs: Tensor) -> T
 def mean_squared_steps(states: Tensor) -> Tensor:
     """mean ||x_{t+1} - x_t||^2 / dim of each step (T,), for states (T + 1, B, ...)."""
     return states.diff(dim=0).flatten(1).square().mean(1)
-
-
-def ratio_observations(energy_data: Tensor, energy_fake: Tensor, noise_magnitude: float) -> dict[str, Tensor]:
-    """ln r of both sides (b,), and on the sampler's side r and r^2, whose means are 1 when solved, and if r > M."""
-    f_data, f_fake = -energy_data.detach().float(), -energy_fake.detach().float()
-    ratio = f_fake.clamp(max=_LARGEST_OBSERVED).exp()
-    return {
-        "log_ratio_data": f_data,
-        "log_ratio_noise": f_fake,
-        "mean_ratio": ratio,
-        "mean_squared_ratio": ratio.square(),
-        "saturated_fraction": (f_fake > math.log(noise_magnitude)).float(),
-    }

@@ -19,6 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from ..config import schema
+from ..ratio.diagnostics import ratio_observations
 from ..samplers.ten_step import TenStepSampler
 from . import dxmi
 from .edm_loss import one_hot
@@ -113,7 +114,7 @@ class TenStepTask:
 
     def _observed_energy_loss(self, energy_data: Tensor, energy_fake: Tensor) -> LossAndObservations:
         loss = dxmi.energy_loss(energy_data, energy_fake, self.objective)
-        observations = dxmi.ratio_observations(energy_data, energy_fake, self.objective.noise_magnitude)
+        observations = ratio_observations(-energy_data, -energy_fake, self.objective.noise_magnitude)
         return loss, {"loss": loss.detach(), **observations}
 
     def _values(self, states: Tensor, labels: Tensor | None, part: slice) -> Tensor:

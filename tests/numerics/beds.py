@@ -13,9 +13,9 @@ from torch import Tensor
 
 from nnce_dist.models.mlp import HarmonicMLP
 from nnce_dist.models.preconditioning import EDMPrecond
+from nnce_dist.ratio.closed_form import GaussianMixture
 from nnce_dist.tasks.edm_loss import denoising_loss, lognormal_sigma, noised
 
-RADIUS, SPREAD, MODES = 0.7, 0.05, 8
 HALF_WIDTH = 0.87
 
 
@@ -43,23 +43,13 @@ class BatchRandom:
         return self.size
 
 
-def ring_centres() -> Tensor:
-    """Means of the ring's modes (8, 2)."""
-    angle = torch.arange(MODES) * (2 * math.pi / MODES)
-    return RADIUS * torch.stack([angle.cos(), angle.sin()], dim=1)
+def _ring() -> GaussianMixture:
+    angle = torch.arange(8) * (2 * math.pi / 8)
+    centres = 0.7 * torch.stack([angle.cos(), angle.sin()], dim=1)
+    return GaussianMixture(torch.ones(8), centres, 0.05**2 * torch.eye(2).repeat(8, 1, 1))
 
 
-def ring(n: int, generator: torch.Generator) -> Tensor:
-    """Samples (n, 2) of 8 equal Gaussians on a circle."""
-    mode = torch.randint(MODES, (n,), generator=generator)
-    return ring_centres()[mode] + SPREAD * torch.randn(n, 2, generator=generator)
-
-
-def ring_denoise(x: Tensor, sigma: Tensor, labels: Tensor | None = None) -> Tensor:
-    """The ring's exact denoiser E[x_0 | x] at noise levels sigma (B,): a posterior mean over modes."""
-    centres, variance = ring_centres().to(x), (SPREAD**2 + sigma.to(x) ** 2)[:, None]
-    posterior = torch.softmax(-(x[:, None] - centres).square().sum(2) / (2 * variance), dim=1)
-    return x * (SPREAD**2 / variance) + (posterior @ centres) * (1 - SPREAD**2 / variance)
+RING = _ring()  # 8 narrow Gaussians on a circle
 
 
 def checkerboard(n: int, generator: torch.Generator) -> Tensor:
@@ -70,7 +60,7 @@ def checkerboard(n: int, generator: torch.Generator) -> Tensor:
     return (corner + torch.rand(n, 2, generator=generator)) * (HALF_WIDTH / 2) - HALF_WIDTH
 
 
-BEDS = {"ring": ring, "checkerboard": checkerboard}
+BEDS = {"ring": RING.sample, "checkerboard": checkerboard}
 
 
 def data(bed: str, n: int, seed: int) -> Tensor:
