@@ -1,8 +1,8 @@
 """ImageNet 64x64: a teacher, ten-step samplers over noise magnitudes, a one-step generator, their figures and a report.
 
-    python pipelines/imagenet64.py --dry-run
-    python pipelines/imagenet64.py
-    ray job submit --working-dir . -- python pipelines/imagenet64.py
+python pipelines/imagenet64.py --dry-run
+python pipelines/imagenet64.py
+ray job submit --working-dir . -- python pipelines/imagenet64.py
 """
 
 import sys

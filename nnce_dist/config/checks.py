@@ -29,7 +29,9 @@ def contradictions(config: Config) -> list[str]:
     if config.data.val and not config.data.train:
         problems.append("data.val is given without data.train; give both, or neither for the project's own pictures")
     if config.data.train and not config.data.val:
-        problems.append("data.train is given without data.val; give shards that training does not see for the evaluation")
+        problems.append(
+            "data.train is given without data.val; give shards that training does not see for the evaluation"
+        )
     if config.workers.runtime == "local" and config.workers.count > 1:
         problems.append(f"workers.count={config.workers.count} needs Ray; use workers.runtime=ray or auto")
     if config.evaluation.features == "inception" and not config.evaluation.inception_weights:

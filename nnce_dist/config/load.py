@@ -37,8 +37,10 @@ def nearest(key: str, known: list[str]) -> str:
     name = key.rsplit(".", 1)[-1]
     ranked = sorted(
         known,
-        key=lambda k: difflib.SequenceMatcher(None, k, key).ratio()
-        + difflib.SequenceMatcher(None, k.rsplit(".", 1)[-1], name).ratio(),
+        key=lambda k: (
+            difflib.SequenceMatcher(None, k, key).ratio()
+            + difflib.SequenceMatcher(None, k.rsplit(".", 1)[-1], name).ratio()
+        ),
     )
     return ranked[-1]
 

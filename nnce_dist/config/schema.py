@@ -32,12 +32,16 @@ class Run:
 
 @dataclass
 class Workers:
-    runtime: str = ranged("auto", choices=("auto", "local", "ray"))  # auto: Ray when there is a cluster or several workers
+    runtime: str = ranged(
+        "auto", choices=("auto", "local", "ray")
+    )  # auto: Ray when there is a cluster or several workers
     count: int = ranged(1, 1, 4096)  # processes per training run
     gpus: float = ranged(0, 0, 8)  # per worker; 0 trains on the CPU
     cpus: float = ranged(1, 0.1, 256)  # per worker
     threads: int = ranged(1, 1, 256)  # torch threads per process
-    precision: str = ranged("bfloat16", choices=("float32", "bfloat16"))  # of the networks' insides (autocast); losses stay float32
+    precision: str = ranged(
+        "bfloat16", choices=("float32", "bfloat16")
+    )  # of the networks' insides (autocast); losses stay float32
     start_timeout: float = ranged(300, 1)  # seconds to wait for the resources before giving up
     collective_timeout: float = ranged(300, 1)  # seconds a rank waits for the others
     restarts: int = ranged(2, 0)  # times that crashed workers are started again, from the newest checkpoint
@@ -112,7 +116,9 @@ class Training:
 
 @dataclass
 class Teacher:
-    weights: str = ""  # safetensors of a trained EDM denoiser; "shipped": the one for the made pictures; empty: train one
+    weights: str = (
+        ""  # safetensors of a trained EDM denoiser; "shipped": the one for the made pictures; empty: train one
+    )
     p_mean: float = -1.2  # ln sigma ~ N(p_mean, p_std^2) (EDM, table 1)
     p_std: float = ranged(1.2, 1e-3)
     ema_half_life: float = ranged(500_000, 0)  # samples
@@ -152,7 +158,9 @@ class TenStep:
     time_cost_sigmoid: float = 1.0  # c_sig [sigmoid(T/2-t) - sigmoid(T/2-t-1)]
     energy_weight: float = ranged(1.0, 0)  # 0: the control that tunes without the ratio
     value_conditional: bool = False  # give V the class as well
-    value_steps: str = ranged("sequential", choices=("sequential", "joint"))  # T Adam steps, or one over all T*B transitions
+    value_steps: str = ranged(
+        "sequential", choices=("sequential", "joint")
+    )  # T Adam steps, or one over all T*B transitions
     value_weight: float = ranged(1.0, 0)  # joint: weight of the temporal-difference loss beside the energy loss
     value_warmup_samples: int = ranged(0, 0)  # V learns alone for so long
     sampler_batches: int = ranged(1, 1)  # minibatches of B transitions per iteration; num_steps takes them all

@@ -76,3 +76,8 @@ def value(config: Config) -> ValueNet:
         squash=s.value_squash,
         patch_size=s.value_patch_size,
     )
+
+
+def augment(config: Config):
+    """EDM's augmentation for the denoiser's training, or None."""
+    return None

@@ -47,6 +47,11 @@ def claim(config: Config) -> Path:
     return root
 
 
+def job_folder(root: Path, stage: str, name: str) -> Path:
+    """The folder of one job; a stage of one job has no folder per trial."""
+    return root / stage if name == stage else root / stage / name
+
+
 def read_result(folder: Path) -> dict | None:
     """A finished job's result; None while it is not done."""
     path = folder / RESULT

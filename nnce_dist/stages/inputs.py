@@ -64,12 +64,7 @@ def classes_known(config: Config) -> bool:
 
 def feature_network(config: Config, device: torch.device | str) -> FeatureNetwork:
     """The evaluation's feature network: Inception when weights are given, the bundled one otherwise."""
-    settings = config.evaluation
-    kind = settings.features
-    if kind == "auto":
-        kind = "inception" if settings.inception_weights else "shapes"
-    weights = Path(settings.inception_weights) if kind == "inception" else None
-    return load_features(kind, weights, device=device)
+    return load_features(config.evaluation.features, config.evaluation.inception_weights, device)
 
 
 def spread(total: int, wanted: int) -> np.ndarray:

@@ -12,10 +12,10 @@ from torch import Tensor, nn
 from ..config.schema import Config, OneStep, Teacher, TenStep
 from ..data.stream import ShardSource
 from ..evaluation.evaluate import Reference, evaluate
-from ..evaluation.features import FeatureNetwork
-from ..metrics.jsonl import JsonLines
+from ..evaluation.features import FeatureNetwork, to_uint8
+from ..metrics.jsonl import FILE_NAME, JsonlSink
 from ..metrics.recorder import Recorder
-from ..report.figures import save_grid
+from ..report.grids import save_grid
 from ..tasks.edm_loss import one_hot
 from ..tasks.task import Task
 from ..training.loop import train
@@ -24,6 +24,7 @@ from ..training.seeding import SampleRandom, fold
 from ..training.state import TrainState
 from . import inputs
 from .draws import Draw
+from .folder import job_folder
 
 TRAINING, EVALUATION, SELECTION = 10, 11, 12  # keys of the random streams
 GRID = 64  # pictures kept as samples.png
@@ -34,7 +35,7 @@ class Job:
 
     def __init__(self, config: Config, root: Path, stage: str, name: str, runtime: Runtime):
         self.config, self.root, self.stage, self.name, self.runtime = config, root, stage, name, runtime
-        self.folder = root / stage / name if name != stage else root / stage
+        self.folder = job_folder(root, stage, name)
         self.folder.mkdir(parents=True, exist_ok=True)
 
     @cached_property
@@ -56,7 +57,7 @@ class Job:
         """Trains a task in this job's folder."""
         training = settings.training
         identity = {"run": self.config.run.name, "stage": self.stage, "trial": self.name}
-        sinks = [JsonLines(self.folder)] if self.runtime.rank == 0 else []
+        sinks = [JsonlSink(self.folder / FILE_NAME)] if self.runtime.rank == 0 else []
         recorder = Recorder(
             {**identity, "samples_total": training.samples, **constants}, training.batch, sinks, self.runtime.all_reduce
         )
@@ -94,7 +95,7 @@ class Job:
         if self.runtime.rank:
             return {}
         images = self._images(draw, EVALUATION)
-        save_grid(images(0, range(GRID)), self.folder / "samples.png")
+        save_grid(to_uint8(images(0, range(GRID))), self.folder / "samples.png")
         return {"figures": self._figures(images, self.config.evaluation.draws)}
 
     @torch.inference_mode()

@@ -24,7 +24,9 @@ def train_teacher(job: Job) -> dict:
     config = job.config
     build.seed_networks(config, 1)
     augment = build.augment(config)
-    state = job.train(TeacherTask(build.denoiser(config), config.teacher, config.data.num_classes, augment), config.teacher)
+    state = job.train(
+        TeacherTask(build.denoiser(config), config.teacher, config.data.num_classes, augment), config.teacher
+    )
     job.save_weights(state.trainees["denoiser"].best)
     return {"samples": state.samples_seen}
 

@@ -41,7 +41,9 @@ def hardware() -> str:
     """One line about this machine."""
     import torch
 
-    gpus = f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    gpus = (
+        f", {torch.cuda.device_count()} x {torch.cuda.get_device_name()}" if torch.cuda.is_available() else ", no GPU"
+    )
     return f"{os.cpu_count()} cores {processor()}{gpus}"
 
 

@@ -3,7 +3,10 @@
 import dataclasses
 import time
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
+
+from rich.console import Console
 
 from ..config.schema import Config
 from ..metrics.monitor import Monitor
@@ -17,9 +20,9 @@ from .trials import best, payload, sweep_payloads
 Say = Callable[[str], None]
 
 
-def run(config: Config, command: list[str], say: Say) -> Path:
+def run(config: Config, command: list[str], console: Console) -> Path:
     """Runs every stage of the configuration and returns the report's path. What is done already is not done again."""
-    start = time.perf_counter()
+    start, say = time.perf_counter(), partial(console.print, soft_wrap=True)
     root = claim(config)
     write_manifest(root, command)
     with Monitor(root, config.metrics.host, config.metrics.port) as monitor:
@@ -27,14 +30,16 @@ def run(config: Config, command: list[str], say: Say) -> Path:
         prepare(config, say)
         with launcher(config, root) as jobs:
             results = run_stages(config, root, jobs, say)
-    return report.write(config, root, results, time.perf_counter() - start)
+    return report.write(config, root, results, time.perf_counter() - start, console)
 
 
 def prepare(config: Config, say: Say) -> None:
     """Data packed and indexed, reference statistics made: once, before the jobs that share them."""
     data = inputs.open_train(config)
     inputs.open_val(config)
-    say(f"data: {len(data):,} training images in {int((data.label_counts > 0).sum())} classes, digest {data.digest[:12]}")
+    say(
+        f"data: {len(data):,} training images in {int((data.label_counts > 0).sum())} classes, digest {data.digest[:12]}"
+    )
     features = inputs.feature_network(config, "cpu")
     inputs.reference(config, data, features)
 

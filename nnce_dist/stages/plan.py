@@ -62,7 +62,12 @@ STAGES = {"teacher": _teacher, "ten_step": _ten_step, "one_step": _one_step}
 
 def plan(config: Config) -> list[tuple[str, str]]:
     """What will happen, as (part, description) rows. Raises ValueError for weights of another architecture."""
-    rows = [("machine", hardware()), ("workers", _workers(config)), ("data", _data(config)), ("networks", _networks(config))]
+    rows = [
+        ("machine", hardware()),
+        ("workers", _workers(config)),
+        ("data", _data(config)),
+        ("networks", _networks(config)),
+    ]
     rows += [(stage, STAGES[stage](config)) for stage in config.run.stages]
     e = config.evaluation
     rows.append(("evaluation", f"{e.draws} draws of {e.num_samples:,} images per sampler"))

@@ -1,6 +1,6 @@
 """Checkpoints: tensors in safetensors, scalars in JSON, digests in a manifest written last, the whole put in place by a rename.
 
-    <directory>/<samples seen, 12 digits>/{state.safetensors, state.json, manifest.json}
+<directory>/<samples seen, 12 digits>/{state.safetensors, state.json, manifest.json}
 """
 
 import hashlib
@@ -99,6 +99,8 @@ def restore(checkpoint: Path, state: TrainState) -> None:
         state.load_tensors(load_file(checkpoint / "state.safetensors"))
     except (RuntimeError, KeyError, SafetensorError) as error:
         line = " ".join(str(error).split())[:300]
-        raise ValueError(f"checkpoint {checkpoint} does not fit these networks ({line}); use another run.name") from error
+        raise ValueError(
+            f"checkpoint {checkpoint} does not fit these networks ({line}); use another run.name"
+        ) from error
     state.samples_seen, state.skipped_steps = scalars.pop("samples_seen"), scalars.pop("skipped_steps")
     state.scalars = scalars

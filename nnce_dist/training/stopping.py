@@ -8,7 +8,9 @@ class Stopped(Exception):  # noqa: N818 - not an error: the run was asked to end
     """Training ended early on request, after committing a checkpoint."""
 
     def __init__(self, signal_number: int, samples_seen: int):
-        super().__init__(f"stopped by {signal.Signals(signal_number).name} at {samples_seen:,} samples; run again to continue")
+        super().__init__(
+            f"stopped by {signal.Signals(signal_number).name} at {samples_seen:,} samples; run again to continue"
+        )
         self.exit_code = 128 + signal_number
 
 

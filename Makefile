@@ -1,0 +1,37 @@
+# Two commands do everything on a fresh machine: `make imagenet64` runs the main job, `make test` runs the tests.
+# Settings go into ARGS:  make imagenet64 ARGS='run.seed=1 sweep.noise_magnitudes=[1,50]'
+
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+READY := $(VENV)/.ready
+
+.PHONY: imagenet64 test test-fast lint bench clean
+
+$(READY): pyproject.toml requirements.lock
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
+		{ echo "error: $(PYTHON) is older than 3.11; name another one: make PYTHON=python3.12"; exit 2; }
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --constraint requirements.lock --editable '.[test]'
+	@touch $@
+
+imagenet64: $(READY)
+	$(BIN)/python pipelines/imagenet64.py $(ARGS)
+
+test: $(READY)
+	$(BIN)/python -m pytest $(ARGS)
+
+test-fast: $(READY)
+	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+
+lint: $(READY)
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+
+bench: $(READY)
+	$(BIN)/python tests/benchmarks/loss_cost.py
+	$(BIN)/python tests/benchmarks/ten_step_2d.py
+	$(BIN)/python tests/benchmarks/one_step_2d.py
+
+clean:
+	rm -rf $(VENV) build *.egg-info
