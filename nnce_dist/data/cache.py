@@ -12,7 +12,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
-from nnce_dist.data.store import Blob, Store, local_path, scheme_of
+from .store import Blob, Store, local_path, scheme_of
 
 MAX_EXPANSION = 100  # a .tar.gz that grows more than this is taken for a decompression bomb
 _CHUNK = 1 << 20

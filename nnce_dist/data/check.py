@@ -4,11 +4,11 @@ import io
 import zlib
 from dataclasses import replace
 
-from nnce_dist.config.schema import Data
-from nnce_dist.data.images import check_size
-from nnce_dist.data.index import outside_classes, read_label
-from nnce_dist.data.store import expand, open_store
-from nnce_dist.data.tar import IMAGES, Member, members, samples
+from ..config.schema import Data
+from .images import check_size
+from .index import outside_classes, read_label
+from .store import expand, open_store
+from .tar import IMAGES, Member, members, samples
 
 _PREFIX = 2 * 2**20  # bytes of the first shard that are looked at
 _PATIENCE = 4.0  # seconds for each question to the store, retries included

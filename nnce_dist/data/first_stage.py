@@ -5,8 +5,8 @@ from itertools import count
 
 from torch.utils.data import IterableDataset, get_worker_info
 
-from nnce_dist.data.index import ShardSet
-from nnce_dist.data.shards import samples_at
+from .index import ShardSet
+from .shards import samples_at
 
 _BLOCK = 1024  # positions looked up at a time
 

@@ -1,6 +1,8 @@
 """Encoded pictures to pixels: only JPEG and PNG, only of the size that was asked for, never a decompression bomb."""
 
 import io
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 import numpy as np
 from PIL import Image
@@ -16,22 +18,16 @@ def decode(encoded: bytes, size: int, resize: bool, name: str) -> np.ndarray:
     Another size is refused, or, with `resize`, the centred square is reduced by averaging over areas. `name` says where
     the picture came from. Raises ValueError with one line.
     """
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            _check(image, size, resize, name)
-            pixels = np.asarray(_square(image.convert("RGB"), size))
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:  # what PIL raises for damaged files
-        raise ValueError(f"{name}: not a readable JPEG or PNG picture ({_first_line(error)})") from error
+    with _opened(encoded, name) as image:
+        _check(image, size, resize, name)
+        pixels = np.asarray(_square(image.convert("RGB"), size))
     return np.ascontiguousarray(pixels.transpose(2, 0, 1))
 
 
 def check_size(encoded: bytes, size: int, resize: bool, name: str) -> None:
     """Looks at a picture's header only; raises ValueError with one line as `decode` would."""
-    try:
-        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
-            _check(image, size, resize, name)
-    except (OSError, SyntaxError, Image.DecompressionBombError) as error:
-        raise ValueError(f"{name}: not a readable JPEG or PNG picture ({_first_line(error)})") from error
+    with _opened(encoded, name) as image:
+        _check(image, size, resize, name)
 
 
 def encode_png(pixels: np.ndarray) -> bytes:
@@ -41,16 +37,30 @@ def encode_png(pixels: np.ndarray) -> bytes:
     return file.getvalue()
 
 
+class _Refused(ValueError):
+    """A picture that can be read but is not wanted."""
+
+
+@contextmanager
+def _opened(encoded: bytes, name: str) -> Iterator[Image.Image]:
+    try:
+        with Image.open(io.BytesIO(encoded), formats=FORMATS) as image:
+            yield image
+    except _Refused:
+        raise
+    except Exception as error:  # damaged files make PIL raise almost anything
+        cause = " ".join(str(error).split()) or type(error).__name__
+        raise ValueError(f"{name}: not a readable JPEG or PNG picture ({cause})") from error
+
+
 def _check(image: Image.Image, size: int, resize: bool, name: str) -> None:
     width, height = image.size
     if width * height > MAX_PIXELS:
-        raise ValueError(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; refused")
+        raise _Refused(f"{name}: {width}x{height} is more than {MAX_PIXELS} pixels; refused")
     if image.mode not in _EIGHT_BIT_MODES:
-        raise ValueError(
-            f"{name}: pictures of mode {image.mode!r} are not supported; convert them to 8 bits per channel"
-        )
+        raise _Refused(f"{name}: pictures of mode {image.mode!r} are not supported; convert them to 8 bits per channel")
     if (width, height) != (size, size) and not resize:
-        raise ValueError(
+        raise _Refused(
             f"{name}: the picture is {width}x{height}, not {size}x{size}; "
             "set data.resize=true to resize pictures, or data.image_size to their size"
         )
@@ -62,7 +72,3 @@ def _square(image: Image.Image, size: int) -> Image.Image:
     side = min(image.size)
     left, top = (image.width - side) // 2, (image.height - side) // 2
     return image.resize((size, size), Image.Resampling.BOX, box=(left, top, left + side, top + side))
-
-
-def _first_line(error: BaseException) -> str:
-    return str(error).splitlines()[0] if str(error) else type(error).__name__

@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import operator
 import zipfile
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -11,7 +12,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from nnce_dist.data.tar import IMAGES, Member, members, samples
+from .tar import IMAGES, Member, members, samples
 
 _VERSION = 1
 SUFFIX = ".index.npz"  # beside a shard: train-000000.tar.index.npz
@@ -88,7 +89,7 @@ def read_label(file: BinaryIO, sample: Mapping[str, Member], name: str) -> int:
     file.seek(member.offset)
     content = file.read(member.size)
     try:
-        return int(content) if member.extension == "cls" else int(json.loads(content)["label"])
+        return int(content) if member.extension == "cls" else operator.index(json.loads(content)["label"])
     except (ValueError, KeyError, TypeError):
         wanted = "a class number" if member.extension == "cls" else 'an object with an integer "label"'
         raise ValueError(f"{name}: sample {member.key!r}: .{member.extension} must hold {wanted}") from None

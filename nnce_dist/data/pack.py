@@ -8,9 +8,9 @@ from pathlib import Path
 import numpy as np
 import webdataset as wds
 
-from nnce_dist.data.cache import make_once
-from nnce_dist.data.images import encode_png
-from nnce_dist.data.index import SUFFIX, index_shard
+from .cache import make_once
+from .images import encode_png
+from .index import SUFFIX, index_shard
 
 _NAME = "shard-%06d.tar"
 
@@ -66,6 +66,9 @@ def _finish(shard: str) -> None:
 
 
 def _publish(whole: Path, out_dir: Path) -> None:
+    folder = os.open(whole, os.O_RDONLY)
+    os.fsync(folder)  # its entries, before its name tells that they are all there
+    os.close(folder)
     try:
         whole.rename(out_dir)
     except OSError:

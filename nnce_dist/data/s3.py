@@ -18,8 +18,8 @@ import s3fs
 import tenacity
 from fsspec.asyn import sync
 
-from nnce_dist.config.schema import S3
-from nnce_dist.data.store import Blob
+from ..config.schema import S3
+from .store import Blob
 
 T = TypeVar("T")
 
@@ -48,6 +48,10 @@ class _TryAgain(Exception):
     """A fault that may pass; its text says which."""
 
 
+class _Expired(_TryAgain):
+    """The credentials have run out; looking them up again may help."""
+
+
 class _OneTry(s3fs.S3FileSystem):
     retries = 1
 
@@ -59,7 +63,6 @@ class S3Store:
         self.endpoint = _checked_endpoint(settings.endpoint_url)
         self._deadline = settings.timeout
         self._filesystem = _connect(settings)
-        self._refreshed = False  # expired credentials are looked up again once
 
     def peek(self, url: str, num_bytes: int) -> tuple[Blob, bytes]:
         """See `Store.peek`. Raises FileNotFoundError, PermissionError, TimeoutError, or ValueError."""
@@ -97,6 +100,19 @@ class S3Store:
     def _persist(self, url: str, attempt: Callable[[], Awaitable[T]]) -> T:
         """The result of an attempt, repeated with full-jitter back-off while faults may pass and the deadline holds."""
         end = time.monotonic() + self._deadline
+        renewed = False
+
+        def once() -> T:
+            nonlocal renewed
+            try:
+                return self._once(url, attempt, end)
+            except _Expired as error:
+                if renewed:
+                    raise PermissionError(f"{url}: {error}; log in again, or check the role of this process") from None
+                renewed = True
+                self._filesystem.connect(refresh=True)
+                raise
+
         tries = tenacity.Retrying(
             retry=tenacity.retry_if_exception_type(_TryAgain),
             wait=tenacity.wait_random_exponential(multiplier=0.2, max=30),
@@ -104,7 +120,7 @@ class S3Store:
             before_sleep=lambda state: _log.info("%s: %s; trying again", url, state.outcome.exception()),
         )
         try:
-            return tries(self._once, url, attempt, end)
+            return tries(once)
         except tenacity.RetryError as error:
             last = error.last_attempt
             raise TimeoutError(
@@ -128,10 +144,8 @@ class S3Store:
         code, status = _code_and_status(error)
         bucket, key = split(url)
         asked = f"s3:GetObject on bucket {bucket!r}, key {key!r} at {self.endpoint}"
-        if code in _EXPIRED and not self._refreshed:
-            self._refreshed = True
-            self._filesystem.connect(refresh=True)
-            return _TryAgain(f"{code}, credentials looked up again")
+        if code in _EXPIRED:
+            return _Expired(f"the credentials for {asked} have expired ({code})")
         if code in _CHANGED:
             return OSError(f"{url}: overwritten while it was read; shards must not change during a run")
         if code == "NoSuchBucket":
@@ -140,7 +154,7 @@ class S3Store:
             return FileNotFoundError(f"{url}: bucket {bucket!r} has no key {key!r}; check the shard pattern")
         if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
             return _TryAgain(f"{status} {code}")
-        if status == 403 or code in _EXPIRED:
+        if status == 403:
             return PermissionError(f"{url}: denied ({code}): {asked}; check what the role or profile in use may do")
         if code:
             return ValueError(f"{url}: refused ({status} {code}): {asked}; check region, endpoint and addressing")
@@ -164,7 +178,7 @@ def _not_answered(url: str, asked: str, error: Exception) -> Exception:
             f"{url}: no S3 credentials for {asked}; give the process a role, set AWS_PROFILE or data.s3.profile"
         )
     if isinstance(error, boto.BotoCoreError):
-        return ValueError(f"{url}: {str(error).splitlines()[0]} ({asked})")
+        return ValueError(f"{url}: {' '.join(str(error).split())} ({asked})")
     return error  # not of the store: the local disk, or a mistake in this program
 
 

@@ -11,7 +11,7 @@ from urllib.parse import urlsplit
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
-from nnce_dist.config.schema import S3
+from ..config.schema import S3
 
 MAX_SHARDS = 1_000_000
 
@@ -118,6 +118,6 @@ def open_store(urls: Sequence[str], settings: S3) -> Store:
         raise ValueError("a shard pattern may not mix paths and s3:// addresses")
     if kinds == {"file"}:
         return FileStore()
-    from nnce_dist.data.s3 import S3Store
+    from .s3 import S3Store
 
     return S3Store(settings)

@@ -2,22 +2,26 @@
 
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import Future, ThreadPoolExecutor
 from itertools import count
 from pathlib import Path
+from typing import TypeVar
 
 import numpy as np
 import torch
 from torch import Tensor
 
-from nnce_dist.config.schema import Data
-from nnce_dist.data.cache import ShardCache, make_once
-from nnce_dist.data.first_stage import FirstStage
-from nnce_dist.data.images import decode
-from nnce_dist.data.index import SUFFIX, ShardIndex, ShardSet, index_shard
-from nnce_dist.data.shards import flips, rank_share, samples_at
-from nnce_dist.data.store import Store, expand, open_store
-from nnce_dist.tasks.task import Batch
+from ..config.schema import Data
+from ..tasks.task import Batch
+from .cache import ShardCache, make_once
+from .first_stage import FirstStage
+from .images import decode
+from .index import SUFFIX, ShardIndex, ShardSet, index_shard
+from .shards import flips, rank_share, samples_at
+from .store import Blob, Store, expand, open_store
+
+S = TypeVar("S")
+T = TypeVar("T")
 
 MEMORY_BOUND = 2**30  # sets of at most so many decoded bytes are kept decoded
 _READERS = 8  # shards fetched and indexed at a time
@@ -33,23 +37,36 @@ def open_stream(pattern: str, data: Data, cache_dir: str | Path, train: bool) ->
     urls = expand(pattern)
     store = open_store(urls, data.s3)
     cache = ShardCache(cache_dir, store, deadline=2 * data.s3.timeout)
-    with ThreadPoolExecutor(min(_READERS, len(urls))) as pool:
-        found = list(pool.map(lambda url: _local_shard(url, store, cache), urls))
+    blobs = _in_parallel(lambda url: _identify(url, store), urls)  # what is missing or denied fails before any download
+    found = _in_parallel(lambda blob: _local_shard(blob, cache), blobs)
     shards = ShardSet(urls, [path for path, _ in found], [index for _, index in found])
     shards.require_classes(data.num_classes)
     return ShardSource(shards, data, train)
 
 
-def _local_shard(url: str, store: Store, cache: ShardCache) -> tuple[Path, ShardIndex]:
+def _in_parallel(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
+    """The results in order; after a failure nothing new is begun, and what was begun ends by its own deadline."""
+    pool = ThreadPoolExecutor(min(_READERS, len(items)))
+    try:
+        return list(pool.map(function, items))
+    finally:
+        pool.shutdown(wait=True, cancel_futures=True)
+
+
+def _identify(url: str, store: Store) -> Blob:
     blob, _ = store.peek(url, 1)
     if not blob.size:
         raise ValueError(f"{url}: the shard is empty (0 bytes); copy or make it again")
+    return blob
+
+
+def _local_shard(blob: Blob, cache: ShardCache) -> tuple[Path, ShardIndex]:
     path = cache.local(blob)
     stored = (path.with_name(path.name + SUFFIX), cache.entry(blob, SUFFIX))
     for place in stored:
         if (index := ShardIndex.load(place, path)) is not None:
             return path, index
-    index = index_shard(path, url)
+    index = index_shard(path, blob.url)
     stored[1].unlink(missing_ok=True)  # unreadable or of another version
     make_once(stored[1], index.save, deadline=60.0)
     return path, index
@@ -151,8 +168,17 @@ def _ahead(make: Callable[[range], Batch], shares: Iterator[range], threads: int
     try:
         waiting = deque(pool.submit(make, next(shares)) for _ in range(threads + 1))
         while True:
-            batch = waiting.popleft().result(timeout=_BATCH_DEADLINE)
+            batch = _result(waiting.popleft())
             waiting.append(pool.submit(make, next(shares)))
             yield batch
     finally:
         pool.shutdown(wait=False, cancel_futures=True)
+
+
+def _result(batch: Future) -> Batch:
+    try:
+        return batch.result(timeout=_BATCH_DEADLINE)
+    except TimeoutError:
+        raise TimeoutError(
+            f"a batch took more than {_BATCH_DEADLINE:g} s to read and decode; check the local disk"
+        ) from None

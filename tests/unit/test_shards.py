@@ -116,7 +116,13 @@ def test_without_shuffling_every_epoch_is_in_order():
 
 
 def golden_lines():
-    for seed, epoch, num_samples in [(0, 0, 10), (0, 1, 10), (7, 0, 17_000), (7, 123, 17_000), (2**31 - 1, 5, 1_281_167)]:
+    for seed, epoch, num_samples in [
+        (0, 0, 10),
+        (0, 1, 10),
+        (7, 0, 17_000),
+        (7, 123, 17_000),
+        (2**31 - 1, 5, 1_281_167),
+    ]:
         ids = " ".join(map(str, order(seed, epoch, num_samples)[:12]))
         yield f"order seed={seed} epoch={epoch} num_samples={num_samples}: {ids}"
     yield "flips seed=7 first=1000: " + "".join(str(int(flip)) for flip in flips(7, range(1000, 1064)))
