@@ -1,0 +1,25 @@
+"""Training on Ray; nothing outside this folder imports Ray.
+
+Ray reads much of its behaviour from the environment, some of it while it is imported; so these defaults are set here,
+before any module of this folder imports it. A value that is set already stays.
+"""
+
+import os
+
+DEFAULTS = {
+    "RAY_USAGE_STATS_ENABLED": "0",  # nothing leaves the machine
+    "RAY_TRAIN_HEALTH_CHECK_INTERVAL_S": "0.5",  # how soon an end or a crash is seen
+    "RAY_TRAIN_ENABLE_PRINT_PATCH": "0",  # else every print of a worker appears twice
+    "RAY_CHDIR_TO_TRIAL_DIR": "0",
+    "RAY_AIR_NEW_OUTPUT": "0",  # the newer output prints a box of settings even when it is told to be silent
+    "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
+    "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl is the record; no csv, json and TensorBoard beside it
+    "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run instead of returning half a sweep
+}
+IN_OWN_CLUSTER = {
+    "RAY_AUTH_MODE": "token",  # on somebody's cluster its head decides and hands it to the job
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less: nobody reclaims a laptop
+}
+
+for _name, _value in (DEFAULTS if os.environ.get("RAY_ADDRESS") else DEFAULTS | IN_OWN_CLUSTER).items():
+    os.environ.setdefault(_name, _value)

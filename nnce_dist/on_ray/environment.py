@@ -1,0 +1,154 @@
+"""Connecting to Ray: as a job's driver on a cluster, or with a small Ray of our own on this machine."""
+
+import logging
+import os
+import secrets
+import signal
+import socket
+import sys
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+import ray
+
+CONNECT_TIMEOUT = 120.0  # seconds; a loaded laptop needs up to 25 to start Ray
+_OBJECT_STORE_BYTES = 100 * 2**20  # payloads and return values are small; the default takes 30 % of the memory
+
+
+class ClusterError(RuntimeError):
+    """Ray cannot be reached or started, has too little to offer, or lost what was running; one line says which."""
+
+
+@contextmanager
+def session(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None]:
+    """Ray for the time of the block; SIGINT and SIGTERM end the block with SystemExit, and Ray with it.
+
+    Without RAY_ADDRESS a Ray of our own starts, with `num_cpus` CPUs (all of the machine's by default), and is gone
+    afterwards with all its processes. Within an outer session this is that session.
+    """
+    if ray.is_initialized():
+        yield
+        return
+    connect(verbose, num_cpus)
+    try:
+        with _ending_on_signals():
+            yield
+    finally:
+        ray.shutdown()
+
+
+def connect(verbose: bool = False, num_cpus: int | None = None) -> None:
+    """Connects to the cluster at RAY_ADDRESS, or starts a Ray of our own; raises `ClusterError` if that fails."""
+    level = logging.INFO if verbose else logging.ERROR
+    address = os.environ.get("RAY_ADDRESS", "")
+    where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
+    hint = "does it ask for a token (export RAY_AUTH_MODE=token)?" if address else "run with --verbose to see why"
+    try:
+        with _exit_after(CONNECT_TIMEOUT, f"error: {where} did not answer within {CONNECT_TIMEOUT:.0f} s; {hint}"):
+            if address:
+                _reach(address)
+                ray.init(logging_level=level, log_to_driver=verbose)
+            else:
+                _make_token()
+                _start(level, verbose, num_cpus)
+    except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
+        raise ClusterError(f"cannot connect to {where}: {one_line(error)}; {hint}") from error
+
+
+def _start(level: int, verbose: bool, num_cpus: int | None) -> None:
+    """Starts a Ray of our own.
+
+    Its processes get its address in RAY_ADDRESS: Ray's own cleaners ask the state API without saying which cluster they
+    mean, fail where a second Ray runs on the machine, and then never give back a dead run's resources.
+    """
+    with socket.create_server(("", 0)) as free:
+        port = free.getsockname()[1]
+    address = f"{ray.util.get_node_ip_address()}:{port}"
+    with _environment(RAY_GCS_SERVER_PORT=str(port), RAY_ADDRESS=address):
+        ray.init(
+            address="local",
+            num_cpus=num_cpus,
+            include_dashboard=True,  # without it there is no state API at all
+            object_store_memory=_OBJECT_STORE_BYTES,
+            logging_level=level,
+            log_to_driver=verbose,
+        )
+
+
+@contextmanager
+def _environment(**variables: str) -> Iterator[None]:
+    os.environ.update(variables)
+    try:
+        yield
+    finally:
+        for name in variables:
+            del os.environ[name]
+
+
+def one_line(error: BaseException) -> str:
+    """The first line of an exception's message that says something, or its type's name."""
+    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
+    return lines[0] if lines else type(error).__name__
+
+
+def _reach(address: str) -> None:
+    """Raises in seconds when nothing listens at host:port, where Ray itself would try for a minute."""
+    if address in ("auto", "local"):
+        return
+    if "://" in address:
+        raise ValueError("this is a job server's address: use `ray job submit`, or unset RAY_ADDRESS to run here")
+    host, _, port = address.rpartition(":")
+    if not port.isdigit():
+        raise ValueError("expected host:port")
+    socket.create_connection((host.strip("[]"), int(port)), timeout=10).close()
+
+
+def _make_token() -> None:
+    """Makes the token that guards a new cluster readable by its owner only; Ray's own would be world-readable."""
+    if os.environ.get("RAY_AUTH_MODE") != "token" or os.environ.get("RAY_AUTH_TOKEN"):
+        return
+    path = Path(os.environ.get("RAY_AUTH_TOKEN_PATH") or Path.home() / ".ray" / "auth_token")
+    path.parent.mkdir(parents=True, exist_ok=True)
+    if path.exists():
+        if path.stat().st_uid == os.getuid():
+            path.chmod(0o600)
+        return
+    with os.fdopen(os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600), "w") as file:
+        file.write(secrets.token_hex(32))
+
+
+@contextmanager
+def _exit_after(seconds: float, message: str) -> Iterator[None]:
+    """Ends the process with `message` if the block hangs: a call inside Ray's C++ core cannot be interrupted."""
+
+    def give_up():
+        print(message, file=sys.stderr, flush=True)
+        os._exit(1)
+
+    timer = threading.Timer(seconds, give_up)
+    timer.daemon = True
+    timer.start()
+    try:
+        yield
+    finally:
+        timer.cancel()
+
+
+def _leave(number: int, frame) -> None:
+    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once; the kernel takes Ray along
+    raise SystemExit(128 + number)
+
+
+@contextmanager
+def _ending_on_signals() -> Iterator[None]:
+    if threading.current_thread() is not threading.main_thread():
+        yield
+        return
+    previous = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
+    try:
+        yield
+    finally:
+        for number, handler in previous.items():
+            signal.signal(number, handler)
