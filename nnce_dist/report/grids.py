@@ -12,7 +12,7 @@ GAP = 2  # pixels between two images
 
 
 def grid(images: Tensor, columns: int = 8) -> Tensor:
-    """Images (N, 3, H, W), in [-1, 1] or 8-bit, row by row in one 8-bit image (3, H', W'); gaps and the rest are grey."""
+    """Images (N, 3, H, W), in [-1, 1] or 8-bit, row by row in one 8-bit image (3, H', W'); gaps are grey."""
     images = to_uint8(images.detach().cpu())
     n, _, height, width = images.shape
     columns = min(columns, n)

@@ -1,0 +1,274 @@
+"""The report's pictures: one panel each, for a phone as for a desk, drawn for light and for dark ground."""
+
+import io
+import math
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, replace
+
+import matplotlib
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
+
+from .data import Curve, SamplerResult, describe_magnitude, find_metric, mean_sd, tuned_rows
+
+SIZE = (4.6, 3.2)  # inches: 10 pt text stays readable when a phone shows the panel 350 pixels wide
+DPI = 180
+GAMMA = "\N{GREEK SMALL LETTER GAMMA}"
+LOG_BEYOND = 6.0  # a distance axis is logarithmic when its values span more than this factor
+
+
+@dataclass(frozen=True)
+class Theme:
+    """Colours of one ground."""
+
+    text: str
+    faint: str  # axes, reference lines
+    grid: str
+    plain: str
+    held: str
+    magnitudes: tuple[float, float]  # part of the colour map that stands out on this ground
+
+
+LIGHT = Theme("#1f2430", "#687083", "#e4e6ec", "#2563ae", "#c2570c", (0.0, 0.86))
+DARK = Theme("#e6e8ee", "#9aa2b4", "#30353f", "#6cb0ff", "#ff9d4d", (0.28, 1.0))
+
+
+@dataclass(frozen=True)
+class Panel:
+    """One picture of the report."""
+
+    name: str  # of its PNG file
+    title: str
+    caption: str
+    draw: Callable[[Axes, Theme], None]
+
+
+def render(panel: Panel, theme: Theme) -> bytes:
+    """The panel as a PNG with a transparent ground."""
+    style = {
+        "font.size": 10,
+        "text.color": theme.text,
+        "axes.labelcolor": theme.text,
+        "axes.edgecolor": theme.faint,
+        "xtick.color": theme.faint,
+        "ytick.color": theme.faint,
+        "grid.color": theme.grid,
+        "axes.spines.top": False,
+        "axes.spines.right": False,
+        "axes.axisbelow": True,
+        "legend.frameon": False,
+    }
+    with matplotlib.rc_context(style):
+        figure = Figure(figsize=SIZE, layout="constrained")
+        axes = figure.add_subplot()
+        axes.grid(True, axis="y", linewidth=0.8)
+        panel.draw(axes, theme)
+        png = io.BytesIO()
+        figure.savefig(png, format="png", dpi=DPI, transparent=True, metadata={"Software": None})
+    return png.getvalue()
+
+
+# ---- figures per noise magnitude -------------------------------------------------------------------------------------
+
+
+def magnitude_panels(rows: list[SamplerResult]) -> list[Panel]:
+    """Frechet distance and class accuracy against M, with the samplers that have no M as lines."""
+    distance, accuracy = find_metric(rows, "fd"), find_metric(rows, "class_accuracy")
+    panels = []
+    if distance and tuned_rows(rows, distance):
+        caption = "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet distance by noise magnitude M; lower is better."
+        panels.append(_magnitude_panel(rows, distance, "fd_by_noise_magnitude", distance, caption))
+    if accuracy and tuned_rows(rows, accuracy):
+        caption = "Share of samples that show the class asked for, by M; higher is better."
+        panels.append(_magnitude_panel(rows, accuracy, "class_accuracy_by_noise_magnitude", accuracy, caption))
+    return panels
+
+
+def _magnitude_panel(rows: list[SamplerResult], metric: str, name: str, title: str, caption: str) -> Panel:
+    how = " Large dots are means, bars one standard deviation, small dots the draws; lines are samplers without an M."
+    return Panel(name, title, caption + how, lambda axes, theme: draw_magnitudes(axes, theme, rows, metric))
+
+
+def draw_magnitudes(axes: Axes, theme: Theme, rows: list[SamplerResult], metric: str) -> None:
+    """Mean, spread and draws at each M, plain and with gamma held, beside the samplers without an M."""
+    magnitudes = sorted({r.noise_magnitude for held in (False, True) for r in tuned_rows(rows, metric, held)})
+    position = {magnitude: place for place, magnitude in enumerate(magnitudes)}
+    both = ((False, theme.plain, "o", f"{GAMMA} as given"), (True, theme.held, "D", f"{GAMMA}(M+1)/M held"))
+    for held, colour, marker, label in both:
+        swept = tuned_rows(rows, metric, held)
+        if swept:
+            at = [position[row.noise_magnitude] + (0.12 if held else -0.12) * _both(rows, metric) for row in swept]
+            _spread(axes, at, [row.figures[metric] for row in swept], colour, marker, label)
+    axes.set_xticks(range(len(magnitudes)), [describe_magnitude(m) for m in magnitudes])
+    axes.set_xlabel("noise magnitude M")
+    axes.set_xlim(-0.5, len(magnitudes) - 0.5)
+    _distance_scale(axes, metric, [v for row in rows for v in row.figures.get(metric, [])])
+    _reference_lines(axes, theme, rows, metric)
+    if _both(rows, metric):
+        axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.3, borderaxespad=0.2)
+
+
+def _both(rows: list[SamplerResult], metric: str) -> bool:
+    return bool(tuned_rows(rows, metric, False) and tuned_rows(rows, metric, True))
+
+
+def _spread(axes: Axes, at: list[float], draws: list[list[float]], colour: str, marker: str, label: str) -> None:
+    means, sds = zip(*map(mean_sd, draws), strict=True)
+    bars = [0 if math.isnan(sd) else sd for sd in sds]
+    axes.errorbar(at, means, bars, color=colour, marker=marker, markersize=6, linewidth=1.6, capsize=3, label=label)
+    for x, values in zip(at, draws, strict=True):
+        axes.plot([x + 0.09] * len(values), values, ".", color=colour, markersize=3.5, alpha=0.7)
+
+
+def _distance_scale(axes: Axes, metric: str, values: list[float]) -> None:
+    if metric.startswith("class_accuracy"):
+        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+    elif min(values) > 0 and max(values) > LOG_BEYOND * min(values):
+        axes.set_yscale("log")
+        axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
+        axes.yaxis.set_major_formatter(ScalarFormatter())
+        axes.yaxis.set_minor_formatter(NullFormatter())
+
+
+def _reference_lines(axes: Axes, theme: Theme, rows: list[SamplerResult], metric: str) -> None:
+    """A dashed line per sampler without an M, named at the right edge."""
+    others = [row for row in rows if row.group != "tuned" and metric in row.figures]
+    heights = [mean_sd(row.figures[metric])[0] for row in others]
+    for height in heights:
+        axes.axhline(height, color=theme.faint, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
+    axes.autoscale_view()
+    to_axes = (axes.transData + axes.transAxes.inverted()).transform
+    wanted = [float(to_axes((0, height))[1]) for height in heights]
+    for row, place, line in zip(others, apart(wanted, 0.075), wanted, strict=True):
+        axes.annotate(
+            row.name,
+            xy=(1.0, line),
+            xytext=(1.05, place),
+            xycoords="axes fraction",
+            fontsize=8.5,
+            color=theme.text,
+            va="center",
+            arrowprops={"arrowstyle": "-", "color": theme.faint, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 0},
+        )
+
+
+def apart(wanted: list[float], gap: float) -> list[float]:
+    """Places near the wanted ones and at least `gap` apart: labels that would overlap spread around their mean."""
+    order = sorted(range(len(wanted)), key=lambda i: wanted[i])
+    clusters: list[list[int]] = []
+    for index in order:
+        clusters.append([index])
+        while len(clusters) > 1 and _top(clusters[-2], wanted, gap) + gap > _bottom(clusters[-1], wanted, gap):
+            last = clusters.pop()
+            clusters[-1] += last
+    places = [0.0] * len(wanted)
+    for cluster in clusters:
+        for rank, index in enumerate(cluster):
+            places[index] = _bottom(cluster, wanted, gap) + rank * gap
+    return places
+
+
+def _bottom(cluster: list[int], wanted: list[float], gap: float) -> float:
+    return sum(wanted[i] for i in cluster) / len(cluster) - gap * (len(cluster) - 1) / 2
+
+
+def _top(cluster: list[int], wanted: list[float], gap: float) -> float:
+    return _bottom(cluster, wanted, gap) + gap * (len(cluster) - 1)
+
+
+# ---- curves over training --------------------------------------------------------------------------------------------
+
+RATIO_METRICS = {  # key after the network's name -> title, what it says
+    "log_ratio_data": ("ln r on data", "Mean log-ratio; its gap to the generated side is what the energy tells apart."),
+    "log_ratio_noise": ("ln r on generated samples", "Mean log-ratio; 0 on both sides means that they agree."),
+    "ratio_noise": ("E[r] on generated samples", "Mean ratio; 1 for the true density ratio."),
+    "effective_sample_size": ("Effective sample size", "Part of the generated samples that carry the weights r."),
+    "saturated_noise": ("r > M on generated samples", "Part of the samples where the objective saturates."),
+}
+
+
+def curve_panels(curves: list[Curve]) -> list[Panel]:
+    """A panel per stage and network: its loss."""
+    return [
+        _curve_panel(jobs, stage, key, f"{_network(key)} loss", "Mean over each logging interval.")
+        for stage, jobs in _stages(curves)
+        for key in _keys(jobs, "loss")
+    ]
+
+
+def ratio_panels(curves: list[Curve]) -> list[Panel]:
+    """A panel per density-ratio diagnostic of every network that records it."""
+    curves = [with_effective_sample_size(curve) for curve in curves]
+    return [
+        _curve_panel(jobs, stage, key, title, says)
+        for stage, jobs in _stages(curves)
+        for metric, (title, says) in RATIO_METRICS.items()
+        for key in _keys(jobs, metric)
+    ]
+
+
+def with_effective_sample_size(curve: Curve) -> Curve:
+    """Adds `<network>/effective_sample_size` in [0, 1] = E[r]^2 / E[r^2] to records that have both means."""
+    return replace(curve, records=[{**record, **_effective(record)} for record in curve.records])
+
+
+def _effective(record: Mapping[str, float | int | str]) -> dict[str, float]:
+    networks = [key.removesuffix("/ratio_noise_squared") for key in record if key.endswith("/ratio_noise_squared")]
+    means = {
+        network: (record[f"{network}/ratio_noise"], record[f"{network}/ratio_noise_squared"]) for network in networks
+    }
+    return {f"{network}/effective_sample_size": r * r / square for network, (r, square) in means.items() if square > 0}
+
+
+def _stages(curves: list[Curve]) -> Iterator[tuple[str, list[Curve]]]:
+    for stage in dict.fromkeys(curve.stage for curve in curves):
+        yield stage, [curve for curve in curves if curve.stage == stage]
+
+
+def _keys(curves: list[Curve], metric: str) -> list[str]:
+    """Every `<network>/<metric>` that one of the jobs recorded."""
+    keys = {key for curve in curves for record in curve.records for key in record}
+    return sorted(key for key in keys if key.endswith(f"/{metric}"))
+
+
+def _network(key: str) -> str:
+    return key.partition("/")[0].replace("_", " ").capitalize()
+
+
+def _curve_panel(jobs: list[Curve], stage: str, key: str, title: str, caption: str) -> Panel:
+    name = f"{stage}_{key.replace('/', '_')}"
+    return Panel(
+        name, f"{title}, {stage.replace('_', '-')}", caption, lambda axes, theme: draw_curves(axes, theme, jobs, key)
+    )
+
+
+def draw_curves(axes: Axes, theme: Theme, jobs: list[Curve], key: str) -> None:
+    """One metric of several jobs over samples seen; the colour follows M, dashes mean that gamma was held."""
+    swept = sorted({job.noise_magnitude for job in jobs if job.noise_magnitude is not None})
+    recorded = [job for job in jobs if job.series(key)[0]]
+    for job in recorded:
+        style = "--" if job.held else "-"
+        axes.plot(*job.series(key), style, color=magnitude_colour(job, swept, theme), linewidth=1.5, label=job.name)
+    axes.set_xlabel("samples seen")
+    axes.xaxis.set_major_formatter(lambda value, _: _thousands(value))
+    axes.margins(x=0.02)
+    if len(recorded) > 1:
+        axes.legend(
+            fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=1.4, columnspacing=1
+        )
+
+
+def magnitude_colour(job: Curve, swept: list[float], theme: Theme) -> str | tuple:
+    """A colour that rises with M; samplers without an M are grey."""
+    if job.noise_magnitude is None:
+        return theme.plain if not swept else theme.faint
+    low, high = theme.magnitudes
+    share = swept.index(job.noise_magnitude) / max(1, len(swept) - 1)
+    return matplotlib.colormaps["viridis"](low + (high - low) * share)
+
+
+def _thousands(value: float) -> str:
+    if abs(value) >= 1e6:
+        return f"{value / 1e6:g}M"
+    return f"{value / 1e3:g}k" if abs(value) >= 1e3 else f"{value:g}"

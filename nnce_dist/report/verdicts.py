@@ -1,0 +1,146 @@
+"""What holds and what does not: sentences computed from the figures, with the differences they rest on."""
+
+import math
+from dataclasses import dataclass
+from typing import Literal
+
+from .data import SamplerResult, best_tuned, decimals, describe_magnitude, find_metric, mean_sd, tuned_rows
+
+Outcome = Literal["holds", "unclear", "fails"]
+PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
+HELD = "\N{GREEK SMALL LETTER GAMMA}(M+1)/M held fixed"
+TEACHER_ACCURACY = 0.9  # what a usable teacher on the made pictures reaches
+
+
+@dataclass(frozen=True)
+class Verdict:
+    """One claim, whether the figures bear it out, and the figures."""
+
+    topic: str
+    outcome: Outcome
+    sentence: str
+
+
+@dataclass(frozen=True)
+class Measure:
+    """A figure by which samplers are compared."""
+
+    metric: str
+    label: str
+    sign: int  # +1: higher is better
+    factor: float = 1  # shown = factor * measured
+    unit: str = ""
+
+    def show(self, value: float, digits: int) -> str:
+        """The value as the reader sees it."""
+        return f"{self.factor * value:.{digits}f}"
+
+
+def measures(rows: list[SamplerResult]) -> list[Measure]:
+    """The figures that every claim is checked on: Frechet distance and, where it was measured, class accuracy."""
+    distance, accuracy = find_metric(rows, "fd"), find_metric(rows, "class_accuracy")
+    found = [Measure(distance, "FD", -1)] if distance else []
+    return found + ([Measure(accuracy, "class accuracy", 1, 100, " points")] if accuracy else [])
+
+
+def advantage(better: list[float], worse: list[float], sign: int) -> tuple[float, float]:
+    """By how much the first beats the second, and the spread of that.
+
+    Draw i of both used the same noise, so the differences are taken draw by draw; samplers with different numbers of
+    draws are compared by their means, and the spreads add in quadrature. The spread is NaN for a single draw.
+    """
+    if len(better) == len(worse):
+        return mean_sd(sign * (a - b) for a, b in zip(better, worse, strict=True))
+    (a, sd_a), (b, sd_b) = mean_sd(better), mean_sd(worse)
+    return sign * (a - b), math.hypot(sd_a, sd_b)
+
+
+def judge(difference: float, spread: float) -> Outcome:
+    """A difference counts when it is larger than its spread; of a single draw nothing can be said."""
+    if math.isnan(spread) or abs(difference) <= spread:
+        return "unclear"
+    return "holds" if difference > 0 else "fails"
+
+
+def compare(
+    topic: str, first: SamplerResult, second: SamplerResult, measure: Measure, name: str, other: str
+) -> Verdict | None:
+    """Whether `first` (called `name`) beats `second` (called `other`); None where one was not measured."""
+    if measure.metric not in first.figures or measure.metric not in second.figures:
+        return None
+    a, b = first.figures[measure.metric], second.figures[measure.metric]
+    difference, spread = advantage(a, b, measure.sign)
+    digits = decimals(measure.factor * value for value in (*a, *b))
+    values = f"({measure.show(mean_sd(a)[0], digits)} against {measure.show(mean_sd(b)[0], digits)})"
+    by = f"{measure.show(abs(difference), digits)}{_spread(spread, measure, digits)}{measure.unit}"
+    outcome = judge(difference, spread)
+    sentence = {
+        "holds": f"{name} beats {other} on {measure.label} by {by} {values}.",
+        "fails": f"{name} is worse than {other} on {measure.label} by {by} {values}.",
+        "unclear": f"{name} and {other} cannot be told apart on {measure.label}: they differ by {by} {values}.",
+    }[outcome]
+    return Verdict(topic, outcome, sentence)
+
+
+def _spread(spread: float, measure: Measure, digits: int) -> str:
+    return " in a single draw," if math.isnan(spread) else f" {PLUS_MINUS} {measure.show(spread, digits)}"
+
+
+def _called(row: SamplerResult) -> str:
+    return f"\N{LEFT DOUBLE QUOTATION MARK}{row.name}\N{RIGHT DOUBLE QUOTATION MARK}"
+
+
+def against_baselines(rows: list[SamplerResult], best: SamplerResult, found: list[Measure]) -> list[Verdict | None]:
+    """The tuned sampler at its best M against every sampler of equal cost that was not tuned with the ratio."""
+    name = f"Ten-step tuned at M = {describe_magnitude(best.noise_magnitude)}"
+    others = [row for row in rows if row.group in ("untuned", "baseline", "control")]
+    return [compare("Tuning", best, row, measure, name, _called(row)) for measure in found for row in others]
+
+
+def over_magnitudes(rows: list[SamplerResult], measure: Measure, held: bool) -> list[Verdict | None]:
+    """The best M above 1 against plain NCE (M = 1) and NWJ (M = inf)."""
+    swept = tuned_rows(rows, measure.metric, held)
+    between = [row for row in swept if 1 < row.noise_magnitude < math.inf]
+    best = best_tuned(between, measure.metric, held)
+    if best is None:
+        return []
+    name = f"M = {describe_magnitude(best.noise_magnitude)}{f', with {HELD},' if held else ''}"
+    ends = {1: "plain NCE (M = 1)", math.inf: f"NWJ (M = {describe_magnitude(math.inf)})"}
+    pairs = [(row, ends[row.noise_magnitude]) for row in swept if row.noise_magnitude in ends]
+    return [compare("Noise magnitude", best, row, measure, name, end) for row, end in pairs]
+
+
+def one_step(rows: list[SamplerResult], found: list[Measure]) -> list[Verdict | None]:
+    """Every one-step sampler against the teacher at its full number of steps."""
+    teachers = [row for row in rows if row.group == "teacher"][:1]
+    pairs = [(row, teacher) for row in rows if row.group == "one_step" for teacher in teachers]
+    return [compare("One step", row, teacher, m, _called(row), "the teacher") for m in found for row, teacher in pairs]
+
+
+def teacher_accuracy(rows: list[SamplerResult]) -> list[Verdict]:
+    """Whether the teacher's samples show the class that was asked for."""
+    metric = find_metric(rows, "class_accuracy")
+    teachers = [row for row in rows if row.group == "teacher" and metric in row.figures][:1]
+    means = [mean_sd(row.figures[metric])[0] for row in teachers]
+    return [
+        Verdict("Teacher", "holds", f"The teacher's class accuracy, {mean:.1%}, is above {TEACHER_ACCURACY:.0%}.")
+        if mean > TEACHER_ACCURACY
+        else Verdict("Teacher", "fails", f"The teacher's class accuracy, {mean:.1%}, is below {TEACHER_ACCURACY:.0%}.")
+        for mean in means
+    ]
+
+
+def verdicts(rows: list[SamplerResult]) -> list[Verdict]:
+    """Every claim that the run's figures can settle, in the order in which a reader asks."""
+    distance, found = find_metric(rows, "fd"), measures(rows)
+    if distance is None:
+        return []
+    best = best_tuned(rows, distance)
+    claims = [
+        *teacher_accuracy(rows),
+        *(against_baselines(rows, best, found) if best else []),
+        *over_magnitudes(rows, found[0], held=False),
+        *over_magnitudes(rows, found[0], held=True),
+        *one_step(rows, found),
+    ]
+    return [claim for claim in claims if claim is not None]
