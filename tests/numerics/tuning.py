@@ -18,6 +18,7 @@ from nnce_dist.training.state import TrainState, learning_rate_factor
 from nnce_dist.training.step import apply_update
 
 BATCH = 128
+RECIPES = {"ring": (3e-5, 500), "checkerboard": (1e-4, 300)}  # learning rate of the denoiser, iterations
 EVALUATED = 10_000  # with fewer samples the distances' floor hides what is measured
 
 
@@ -41,19 +42,13 @@ def untuned(teacher: torch.nn.Module, chosen: TenStep) -> TenStepSampler:
 
 
 def tune(
-    bed: str,
-    teacher: torch.nn.Module,
-    chosen: TenStep,
-    objective: Objective,
-    iterations: int,
-    seed: int,
-    task_class=TenStepTask,
+    bed: str, teacher: torch.nn.Module, chosen: TenStep, objective: Objective, iterations: int, seed: int
 ) -> TenStepSampler:
     """The sampler after so many iterations on fresh data."""
     sampler = untuned(teacher, chosen)
     with torch.random.fork_rng():
         torch.manual_seed(seed)
-        task = task_class(sampler, ValueMLP(), chosen, objective, num_classes=0)
+        task = TenStepTask(sampler, ValueMLP(), chosen, objective, num_classes=0)
     state, runtime = TrainState.of(task), LocalRuntime("cpu")
     generator = torch.Generator().manual_seed(seed)
     random = BatchRandom(BATCH, generator)
@@ -62,7 +57,8 @@ def tune(
             trainee.set_learning_rate(learning_rate_factor(step, iterations, trainee.settings))
         batch = Batch(BEDS[bed](BATCH, generator), None)
         for update in task.updates(batch, random, step * BATCH, lambda mean: mean):
-            assert apply_update(update, state.trainees[update.network], runtime, 0, lambda *_: None)
+            if not apply_update(update, state.trainees[update.network], runtime, 0, lambda *_: None):
+                raise FloatingPointError(f"{bed}: gradient of {update.network} not finite at iteration {step}")
     return sampler
 
 
