@@ -155,7 +155,9 @@ class S3Store:
         if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
             return _TryAgain(f"{status} {code}")
         if status == 403:
-            return PermissionError(f"{url}: denied ({code}): {asked}; check what the role or profile in use may do")
+            return PermissionError(
+                f"{url}: denied ({code}): {asked}; check the key, and what the role or profile in use may read"
+            )
         if code:
             return ValueError(f"{url}: refused ({status} {code}): {asked}; check region, endpoint and addressing")
         return _not_answered(url, asked, error)

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
 from typing import BinaryIO, Protocol
-from urllib.parse import urlsplit
+from urllib.parse import unquote, urlsplit
 
 from braceexpand import UnbalancedBracesError, braceexpand
 
@@ -108,7 +108,7 @@ def local_path(url: str) -> str:
     parts = urlsplit(url)
     if parts.netloc not in ("", "localhost"):
         raise ValueError(f"{url!r}: a file on another host; copy it here or serve it over s3://")
-    return parts.path
+    return unquote(parts.path)
 
 
 def open_store(urls: Sequence[str], settings: S3) -> Store:

@@ -3,9 +3,11 @@
 import dataclasses
 import io
 import logging
+import multiprocessing
 import os
 import time
 import traceback
+from concurrent.futures import ProcessPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -105,6 +107,18 @@ def test_the_stream_from_s3_equals_the_stream_from_disk(local, store, data, tmp_
     open_stream(pattern, data, tmp_path, train=True)
     assert store.requests == 3  # each shard is asked for its identity only; the copies are there
     assert not list(tmp_path.glob("*.tmp"))
+
+
+@pytest.mark.slow
+def test_processes_of_one_node_fetch_each_shard_once(store, data, tmp_path):
+    pattern = f"s3://{BUCKET}/set/shard-{{000000..000002}}.tar"
+    patient = dataclasses.replace(data, s3=dataclasses.replace(data.s3, timeout=60))
+    with ProcessPoolExecutor(3, mp_context=multiprocessing.get_context("spawn")) as pool:
+        opened = [pool.submit(open_stream, pattern, patient, tmp_path, True) for _ in range(3)]
+        digests = {future.result(timeout=120).digest for future in opened}
+    assert digests == {open_stream(pattern, patient, tmp_path, True).digest}
+    assert store.requests == 4 * 3 + 3  # everyone looks at the identities, each shard is downloaded once
+    assert sorted(path.suffix for path in tmp_path.iterdir()) == [".npz"] * 3 + [".tar"] * 3
 
 
 @pytest.mark.parametrize(

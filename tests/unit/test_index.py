@@ -277,6 +277,13 @@ def test_bad_patterns(tmp_path, monkeypatch, pattern, words):
     assert "\n" not in str(caught.value)
 
 
+def test_file_addresses_are_paths(tmp_path):
+    pattern = write_shards(tmp_path / "a set", [3])
+    address = "file://" + pattern.replace(" ", "%20")
+    sources = [open_stream(where, SMALL, tmp_path / "cache", train=True) for where in (pattern, address)]
+    assert sources[0].digest == sources[1].digest
+
+
 def test_braces():
     assert expand("x-{08..11}.tar") == ["x-08.tar", "x-09.tar", "x-10.tar", "x-11.tar"]
     assert expand("s3://b/{a,c/d}.tar") == ["s3://b/a.tar", "s3://b/c/d.tar"]
