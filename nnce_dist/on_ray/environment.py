@@ -14,6 +14,7 @@ from pathlib import Path
 import ray
 
 CONNECT_TIMEOUT = 120.0  # seconds; a loaded laptop needs up to 25 to start Ray
+_LOOPBACK = "127.0.0.2"  # no port is open to the network; Ray replaces 127.0.0.1 by the machine's outward address
 _OBJECT_STORE_BYTES = 100 * 2**20  # payloads and return values are small; the default takes 30 % of the memory
 
 
@@ -33,7 +34,7 @@ def session(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None
         return
     connect(verbose, num_cpus)
     try:
-        with _ending_on_signals():
+        with _EndOnSignal():
             yield
     finally:
         ray.shutdown()
@@ -63,12 +64,12 @@ def _start(level: int, verbose: bool, num_cpus: int | None) -> None:
     Its processes get its address in RAY_ADDRESS: Ray's own cleaners ask the state API without saying which cluster they
     mean, fail where a second Ray runs on the machine, and then never give back a dead run's resources.
     """
-    with socket.create_server(("", 0)) as free:
+    with socket.create_server((_LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
-    address = f"{ray.util.get_node_ip_address()}:{port}"
-    with _environment(RAY_GCS_SERVER_PORT=str(port), RAY_ADDRESS=address):
+    with _environment(RAY_GCS_SERVER_PORT=str(port), RAY_ADDRESS=f"{_LOOPBACK}:{port}"):
         ray.init(
             address="local",
+            _node_ip_address=_LOOPBACK,
             num_cpus=num_cpus,
             include_dashboard=True,  # without it there is no state API at all
             object_store_memory=_OBJECT_STORE_BYTES,
@@ -136,19 +137,25 @@ def _exit_after(seconds: float, message: str) -> Iterator[None]:
         timer.cancel()
 
 
-def _leave(number: int, frame) -> None:
-    signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once; the kernel takes Ray along
-    raise SystemExit(128 + number)
+class _EndOnSignal:
+    """SIGINT and SIGTERM end the block, and the process with 128 + the signal's number."""
 
+    def __init__(self):
+        self._received: int | None = None
+        self._previous = {}
 
-@contextmanager
-def _ending_on_signals() -> Iterator[None]:
-    if threading.current_thread() is not threading.main_thread():
-        yield
-        return
-    previous = {number: signal.signal(number, _leave) for number in (signal.SIGINT, signal.SIGTERM)}
-    try:
-        yield
-    finally:
-        for number, handler in previous.items():
+    def __enter__(self) -> None:
+        if threading.current_thread() is threading.main_thread():
+            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
+
+    def _handle(self, number: int, frame) -> None:
+        self._received = number
+        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once; the kernel takes Ray along
+        os.write(2, b"stopping; run the same command again to continue\n")  # print may not be entered twice
+        raise KeyboardInterrupt  # while Ray waits it lets this one through, but turns SystemExit into status 1
+
+    def __exit__(self, *exc_info) -> None:
+        for number, handler in self._previous.items():
             signal.signal(number, handler)
+        if self._received:
+            raise SystemExit(128 + self._received) from None

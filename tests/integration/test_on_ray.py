@@ -2,9 +2,12 @@
 
 import os
 import signal
+import subprocess
+import sys
 import time
 from pathlib import Path
 
+import processes
 import pytest
 import torch
 
@@ -54,6 +57,12 @@ def trial(payload, runtime):
     if payload["number"] == 4:
         os.kill(os.getpid(), signal.SIGKILL)
     return {"square": payload["number"] ** 2, "infinity": float("inf"), "world_size": runtime.world_size}
+
+
+def never_end(payload, runtime):
+    """Says that it runs, and goes on for longer than any test."""
+    Path(payload["mark"]).touch()
+    time.sleep(1000)
 
 
 def group(**settings):
@@ -139,6 +148,28 @@ def test_too_few_resources_are_refused_in_one_line(ray_session, tmp_path):
         run_on_workers(sum_of_ranks, {"scale": 1}, group(count=3), tmp_path)
     with pytest.raises(ClusterError, match=r"asked for 1 x \(1 CPUs, 1 GPUs\)"):
         run_trials(trial, [{"name": "a", "number": 1}], group(gpus=1), tmp_path)
+
+
+SWEEP_THAT_NEVER_ENDS = """
+import sys, test_on_ray
+from nnce_dist.on_ray.environment import session
+with session(num_cpus=1):
+    from nnce_dist.on_ray.sweep import run_trials
+    run_trials(test_on_ray.never_end, [{"name": "a", "mark": sys.argv[1]}], test_on_ray.group(), sys.argv[2])
+"""
+
+
+def test_a_signal_ends_the_driver_and_everything_it_started(tmp_path):
+    mark = tmp_path / "mark"
+    with processes.ray_environment() as settings:
+        command = [sys.executable, "-c", SWEEP_THAT_NEVER_ENDS, str(mark), str(tmp_path)]
+        driver = subprocess.Popen(command, env=os.environ | settings, stderr=subprocess.PIPE, text=True)
+        processes.wait_until(lambda: mark.exists() or driver.poll() is not None, 120, "the trial's start")
+        driver.send_signal(signal.SIGTERM)
+        _, said = driver.communicate(timeout=30)
+        processes.wait_until(lambda: not processes.marked(settings[processes.MARK]), 10, "the end of all processes")
+    assert driver.returncode == 128 + signal.SIGTERM
+    assert said.strip() == "stopping; run the same command again to continue"
 
 
 def test_the_token_is_private(ray_session):
