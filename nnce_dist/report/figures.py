@@ -12,7 +12,7 @@ from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, Scala
 
 from .data import Curve, SamplerResult, describe_magnitude, find_metric, mean_sd, tuned_rows
 
-SIZE = (4.6, 3.2)  # inches: 10 pt text stays readable when a phone shows the panel 350 pixels wide
+SIZE = (4.6, 3.2)  # inches: 11 pt text stays readable when a phone shows the panel 350 pixels wide
 DPI = 180
 GAMMA = "\N{GREEK SMALL LETTER GAMMA}"
 LOG_BEYOND = 6.0  # a distance axis is logarithmic when its values span more than this factor
@@ -47,7 +47,7 @@ class Panel:
 def render(panel: Panel, theme: Theme) -> bytes:
     """The panel as a PNG with a transparent ground."""
     style = {
-        "font.size": 10,
+        "font.size": 11,
         "text.color": theme.text,
         "axes.labelcolor": theme.text,
         "axes.edgecolor": theme.faint,
@@ -146,7 +146,7 @@ def _reference_lines(axes: Axes, theme: Theme, rows: list[SamplerResult], metric
             xy=(1.0, line),
             xytext=(1.05, place),
             xycoords="axes fraction",
-            fontsize=8.5,
+            fontsize=9,
             color=theme.text,
             va="center",
             arrowprops={"arrowstyle": "-", "color": theme.faint, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 0},
@@ -181,10 +181,10 @@ def _top(cluster: list[int], wanted: list[float], gap: float) -> float:
 
 RATIO_METRICS = {  # key after the network's name -> title, what it says
     "log_ratio_data": ("ln r on data", "Mean log-ratio; its gap to the generated side is what the energy tells apart."),
-    "log_ratio_noise": ("ln r on generated samples", "Mean log-ratio; 0 on both sides means that they agree."),
-    "ratio_noise": ("E[r] on generated samples", "Mean ratio; 1 for the true density ratio."),
+    "log_ratio_noise": ("ln r on samples", "Mean log-ratio; 0 on both sides means that they agree."),
+    "ratio_noise": ("E[r] on samples", "Mean ratio; 1 for the true density ratio."),
     "effective_sample_size": ("Effective sample size", "Part of the generated samples that carry the weights r."),
-    "saturated_noise": ("r > M on generated samples", "Part of the samples where the objective saturates."),
+    "saturated_noise": ("r > M on samples", "Part of the samples where the objective saturates."),
 }
 
 
@@ -255,16 +255,18 @@ def draw_curves(axes: Axes, theme: Theme, jobs: list[Curve], key: str) -> None:
     axes.margins(x=0.02)
     if len(recorded) > 1:
         axes.legend(
-            fontsize=8, ncols=3, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=1.4, columnspacing=1
+            fontsize=9.5, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=1.4, columnspacing=1
         )
 
 
 def magnitude_colour(job: Curve, swept: list[float], theme: Theme) -> str | tuple:
-    """A colour that rises with M; samplers without an M are grey."""
+    """A colour that rises with M; jobs without an M beside others are grey."""
     if job.noise_magnitude is None:
-        return theme.plain if not swept else theme.faint
+        return theme.faint if swept else theme.plain
+    if len(swept) == 1:
+        return theme.plain
     low, high = theme.magnitudes
-    share = swept.index(job.noise_magnitude) / max(1, len(swept) - 1)
+    share = swept.index(job.noise_magnitude) / (len(swept) - 1)
     return matplotlib.colormaps["viridis"](low + (high - low) * share)
 
 

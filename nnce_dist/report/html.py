@@ -8,10 +8,10 @@ from itertools import groupby
 from pathlib import Path
 from string import Template
 
-from .data import ReportData, SamplerResult, find_metric
+from .data import ReportData, SamplerResult, describe_magnitude, find_metric
 from .figures import DARK, LIGHT, Panel, curve_panels, magnitude_panels, ratio_panels, render
-from .table import columns, html_table
-from .verdicts import Verdict, verdicts
+from .table import best_row, columns, html_table
+from .verdicts import TUNING, Verdict, verdicts
 
 HOW_JUDGED = (
     "Computed from the figures below. A difference counts when it is larger than its standard deviation over the "
@@ -22,7 +22,14 @@ NAMES_AND_ROUNDING = (
     "A figure's full name says which network's features and how many images it rests on; only figures of the same name "
     "compare. Images are rounded to 8 bits as 127.5 x + 128, clipped and truncated."
 )
-OUTCOMES = {"holds": "holds", "unclear": "unclear", "fails": "does not hold"}
+CHOSEN_APART = "The best M was chosen on a draw of its own, which none of these figures saw."
+CHOSEN_HERE = "The best M is the one with the lowest FD on these same draws, which flatters it a little."
+HOW_HELD = (
+    "At a ratio of 1 every gradient weight is M/(M+1): a small M also weakens the energy against its regulariser "
+    "\N{GREEK SMALL LETTER GAMMA}. The held samplers use \N{GREEK SMALL LETTER GAMMA}M/(M+1) instead of "
+    "\N{GREEK SMALL LETTER GAMMA}, which takes that difference away and leaves the rest of what M does."
+)
+OUTCOMES = {"holds": "better", "unclear": "unclear", "fails": "worse"}
 SECONDS = ("total_seconds", "stage_seconds")  # of the manifest, shown in their own table
 
 
@@ -41,9 +48,9 @@ def render_report(data: ReportData, pictures: Path) -> str:
     """The page; each picture drawn for it is also written to the folder `pictures`."""
     claims = verdicts(data.rows)
     sections = [
-        _section("What holds", _verdict_list(claims)),
+        _section("What holds and what does not", _verdict_list(claims, data.rows)),
         _section("Samplers", _samplers(data.rows)),
-        _section("Noise magnitude", _panels(magnitude_panels(data.rows), pictures, "panels wide")),
+        _section("Noise magnitude", _magnitudes(data.rows, pictures)),
         _section("Samples", _grids(data.rows)),
         _section("Density ratio", _panels(ratio_panels(data.curves), pictures)),
         _section("Training", _panels(curve_panels(data.curves), pictures)),
@@ -53,22 +60,24 @@ def render_report(data: ReportData, pictures: Path) -> str:
     return Template((package / "template.html").read_text(encoding="utf-8")).substitute(
         title=escape(data.name),
         style=(package / "style.css").read_text(encoding="utf-8"),
-        lead=escape(lead(claims)),
+        lead=escape(lead(data.rows, claims)),
         facts=_facts(data),
         sections="\n".join(section for section in sections if section),
     )
 
 
-def lead(claims: list[Verdict]) -> str:
-    """The run in a sentence or two: how many claims hold, and the first about tuning."""
-    if not claims:
-        return "No sampler has been measured yet."
-    counts = {outcome: sum(claim.outcome == outcome for claim in claims) for outcome in OUTCOMES}
-    first = next((claim.sentence for claim in claims if claim.topic == "Tuning"), claims[0].sentence)
-    return (
-        f"{first} Of {len(claims)} comparisons {counts['holds']} hold, {counts['fails']} do not, "
-        f"and {counts['unclear']} are within the spread."
-    )
+def lead(rows: list[SamplerResult], claims: list[Verdict]) -> str:
+    """The run in a sentence: how many of its baselines the tuned sampler beats, on each measure."""
+    best, tuning = best_row(rows), [claim for claim in claims if claim.topic == TUNING]
+    if best is None or not tuning:
+        return "No tuned sampler has been measured beside its baselines."
+    counts = [
+        f"{sum(claim.outcome == 'holds' for claim in group)} of {len(group)} baselines on {measure}"
+        for measure in dict.fromkeys(claim.measure for claim in tuning)
+        for group in [[claim for claim in tuning if claim.measure == measure]]
+    ]
+    magnitude = describe_magnitude(best.noise_magnitude)
+    return f"Tuned at M = {magnitude}, the sampler beats {' and '.join(counts)} by more than the spread over draws."
 
 
 def _section(title: str, body: str) -> str:
@@ -78,10 +87,11 @@ def _section(title: str, body: str) -> str:
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def _verdict_list(claims: list[Verdict]) -> str:
+def _verdict_list(claims: list[Verdict], rows: list[SamplerResult]) -> str:
     if not claims:
         return ""
-    parts = [f'<p class="note">{escape(HOW_JUDGED)}</p>']
+    chosen = CHOSEN_APART if any(row.chosen for row in rows) else CHOSEN_HERE
+    parts = [f'<p class="note">{HOW_JUDGED} {chosen}</p>']
     for topic, group in groupby(claims, key=lambda claim: claim.topic):
         items = "\n".join(
             f'<li class="{claim.outcome}"><b>{OUTCOMES[claim.outcome]}</b><span>{escape(claim.sentence)}</span></li>'
@@ -113,6 +123,11 @@ def _panels(panels: list[Panel], pictures: Path, kind: str = "panels") -> str:
     if not panels:
         return ""
     return f'<div class="{kind}">\n' + "\n".join(_panel(panel, pictures) for panel in panels) + "\n</div>"
+
+
+def _magnitudes(rows: list[SamplerResult], pictures: Path) -> str:
+    panels = _panels(magnitude_panels(rows), pictures, "panels wide")
+    return f'<p class="note">{HOW_HELD}</p>\n{panels}' if panels and any(row.held for row in rows) else panels
 
 
 def _panel(panel: Panel, pictures: Path) -> str:
@@ -166,7 +181,7 @@ def _facts(data: ReportData) -> str:
         "Seed": manifest.get("seed"),
         "Hardware": manifest.get("hardware"),
         "Wall time": duration(float(manifest["total_seconds"])) if "total_seconds" in manifest else None,
-        "Frechet distance": find_metric(data.rows, "fd"),
+        "Distance": find_metric(data.rows, "fd"),
     }
     items = "".join(
         f"<div><dt>{k}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in known.items() if v not in (None, "")
@@ -193,10 +208,8 @@ def _provenance(data: ReportData) -> str:
 
 
 def _times(stages: Mapping[str, float]) -> str:
-    rows = "\n".join(
-        f"<tr><th scope='row'>{escape(_words(stage))}</th><td>{duration(float(seconds))}</td></tr>"
-        for stage, seconds in stages.items()
-    )
+    shown = {stage.replace("_", "-").replace("/", ", "): duration(float(spent)) for stage, spent in stages.items()}
+    rows = "\n".join(f"<tr><th scope='row'>{escape(s)}</th><td>{spent}</td></tr>" for s, spent in shown.items())
     head = "<thead><tr><th scope='col'>Stage</th><th scope='col'>Wall time</th></tr></thead>"
     return f"<div class='scroll times'><table>\n{head}\n<tbody>\n{rows}\n</tbody>\n</table></div>"
 

@@ -106,9 +106,8 @@ def html_table(rows: list[SamplerResult]) -> str:
 
 
 def _heading(column: Column) -> str:
-    return (
-        f"<th scope='col'>{column.heading}<small>{escape(column.metric)}</small><small>{column.direction}</small></th>"
-    )
+    name = escape(column.metric).replace("_", "_<wbr>")
+    return f"<th scope='col'>{column.heading}<small>{name}</small><small>{column.direction}</small></th>"
 
 
 def _row(row: SamplerResult, shown: list[Column], best: bool) -> str:

@@ -9,6 +9,7 @@ from .data import SamplerResult, best_tuned, decimals, describe_magnitude, find_
 Outcome = Literal["holds", "unclear", "fails"]
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 HELD = "\N{GREEK SMALL LETTER GAMMA}(M+1)/M held fixed"
+TUNING = "Tuning"
 TEACHER_ACCURACY = 0.9  # what a usable teacher on the made pictures reaches
 
 
@@ -19,6 +20,7 @@ class Verdict:
     topic: str
     outcome: Outcome
     sentence: str
+    measure: str = ""  # what the comparison was made on: FD, class accuracy
 
 
 @dataclass(frozen=True)
@@ -72,18 +74,16 @@ def compare(
     difference, spread = advantage(a, b, measure.sign)
     digits = decimals(measure.factor * value for value in (*a, *b))
     values = f"({measure.show(mean_sd(a)[0], digits)} against {measure.show(mean_sd(b)[0], digits)})"
-    by = f"{measure.show(abs(difference), digits)}{_spread(spread, measure, digits)}{measure.unit}"
+    spread_shown = "" if math.isnan(spread) else f" {PLUS_MINUS} {measure.show(spread, digits)}"
+    single = " in a single draw" if math.isnan(spread) else ""
+    by = f"{measure.show(abs(difference), digits)}{spread_shown}{measure.unit}{single}"
     outcome = judge(difference, spread)
     sentence = {
         "holds": f"{name} beats {other} on {measure.label} by {by} {values}.",
         "fails": f"{name} is worse than {other} on {measure.label} by {by} {values}.",
         "unclear": f"{name} and {other} cannot be told apart on {measure.label}: they differ by {by} {values}.",
     }[outcome]
-    return Verdict(topic, outcome, sentence)
-
-
-def _spread(spread: float, measure: Measure, digits: int) -> str:
-    return " in a single draw," if math.isnan(spread) else f" {PLUS_MINUS} {measure.show(spread, digits)}"
+    return Verdict(topic, outcome, sentence, measure.label)
 
 
 def _called(row: SamplerResult) -> str:
@@ -92,9 +92,9 @@ def _called(row: SamplerResult) -> str:
 
 def against_baselines(rows: list[SamplerResult], best: SamplerResult, found: list[Measure]) -> list[Verdict | None]:
     """The tuned sampler at its best M against every sampler of equal cost that was not tuned with the ratio."""
-    name = f"Ten-step tuned at M = {describe_magnitude(best.noise_magnitude)}"
+    name = f"The sampler tuned at M = {describe_magnitude(best.noise_magnitude)}"
     others = [row for row in rows if row.group in ("untuned", "baseline", "control")]
-    return [compare("Tuning", best, row, measure, name, _called(row)) for measure in found for row in others]
+    return [compare(TUNING, best, row, measure, name, _called(row)) for measure in found for row in others]
 
 
 def over_magnitudes(rows: list[SamplerResult], measure: Measure, held: bool) -> list[Verdict | None]:
@@ -111,10 +111,10 @@ def over_magnitudes(rows: list[SamplerResult], measure: Measure, held: bool) -> 
 
 
 def one_step(rows: list[SamplerResult], found: list[Measure]) -> list[Verdict | None]:
-    """Every one-step sampler against the teacher at its full number of steps."""
-    teachers = [row for row in rows if row.group == "teacher"][:1]
-    pairs = [(row, teacher) for row in rows if row.group == "one_step" for teacher in teachers]
-    return [compare("One step", row, teacher, m, _called(row), "the teacher") for m in found for row, teacher in pairs]
+    """Every one-step sampler against the teacher at its full number of steps, and against the untuned sampler."""
+    others = [row for row in rows if row.group in ("teacher", "untuned")]
+    pairs = [(row, other) for row in rows if row.group == "one_step" for other in others]
+    return [compare("One step", row, other, m, _called(row), _called(other)) for m in found for row, other in pairs]
 
 
 def teacher_accuracy(rows: list[SamplerResult]) -> list[Verdict]:
@@ -123,9 +123,17 @@ def teacher_accuracy(rows: list[SamplerResult]) -> list[Verdict]:
     teachers = [row for row in rows if row.group == "teacher" and metric in row.figures][:1]
     means = [mean_sd(row.figures[metric])[0] for row in teachers]
     return [
-        Verdict("Teacher", "holds", f"The teacher's class accuracy, {mean:.1%}, is above {TEACHER_ACCURACY:.0%}.")
+        Verdict(
+            "Teacher",
+            "holds",
+            f"The teacher's class accuracy, {mean:.1%}, is above the {TEACHER_ACCURACY:.0%} asked of it.",
+        )
         if mean > TEACHER_ACCURACY
-        else Verdict("Teacher", "fails", f"The teacher's class accuracy, {mean:.1%}, is below {TEACHER_ACCURACY:.0%}.")
+        else Verdict(
+            "Teacher",
+            "fails",
+            f"The teacher's class accuracy, {mean:.1%}, is below the {TEACHER_ACCURACY:.0%} asked of it.",
+        )
         for mean in means
     ]
 
