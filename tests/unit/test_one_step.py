@@ -248,6 +248,7 @@ def test_modes_dropout_acts_only_in_the_network_that_learns():
     for name, net in (("teacher", task.teacher), *task.networks.items()):
         net.register_forward_pre_hook(lambda net, _, name=name: modes.append((name, net.training)))
         net.with_critic = record_mode(net, name, modes)
+        net.eval()
     fake_score, generator = updates_of(task, batch)
     fake_score.loss(slice(0, 6))
     assert set(modes) == {("generator", False), ("fake_score", True)}
