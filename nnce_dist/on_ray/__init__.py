@@ -17,6 +17,7 @@ DEFAULTS = {
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run instead of returning half a sweep
 }
 IN_OWN_CLUSTER = {
+    "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",  # every port on 127.0.0.1 alone; else many are open to the network
     "RAY_AUTH_MODE": "token",  # on somebody's cluster its head decides and hands it to the job
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less: nobody reclaims a laptop
 }

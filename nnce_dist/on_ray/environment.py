@@ -14,7 +14,7 @@ from pathlib import Path
 import ray
 
 CONNECT_TIMEOUT = 120.0  # seconds; a loaded laptop needs up to 25 to start Ray
-_LOOPBACK = "127.0.0.2"  # no port is open to the network; Ray replaces 127.0.0.1 by the machine's outward address
+_LOOPBACK = "127.0.0.1"  # where a Ray of our own listens, and nowhere else (see this folder's __init__)
 _OBJECT_STORE_BYTES = 100 * 2**20  # payloads and return values are small; the default takes 30 % of the memory
 
 
@@ -69,7 +69,6 @@ def _start(level: int, verbose: bool, num_cpus: int | None) -> None:
     with _environment(RAY_GCS_SERVER_PORT=str(port), RAY_ADDRESS=f"{_LOOPBACK}:{port}"):
         ray.init(
             address="local",
-            _node_ip_address=_LOOPBACK,
             num_cpus=num_cpus,
             include_dashboard=True,  # without it there is no state API at all
             object_store_memory=_OBJECT_STORE_BYTES,
