@@ -85,7 +85,15 @@ def best_tuned(rows: Iterable[SamplerResult], metric: str, held: bool = False) -
     return min(chosen or swept, key=lambda row: mean_sd(row.figures[metric])[0], default=None)
 
 
-def decimals(values: Iterable[float]) -> int:
-    """Digits after the point that show three significant ones of the typical (median) size."""
+def decimals(values: Iterable[float], spreads: Iterable[float] = ()) -> int:
+    """Digits after the point: three significant ones of the typical value, one more where the spread would read 0."""
+    for_values = _digits(values, significant=3)
+    for_spreads = _digits(spreads, significant=1)
+    return 1 if for_values is None else max(for_values, min(for_values + 1, for_spreads or 0))
+
+
+def _digits(values: Iterable[float], significant: int) -> int | None:
     sizes = [abs(value) for value in values if value and math.isfinite(value)]
-    return min(5, max(0, 2 - math.floor(math.log10(statistics.median(sizes))))) if sizes else 1
+    if not sizes:
+        return None
+    return min(5, max(0, significant - 1 - math.floor(math.log10(statistics.median(sizes)))))

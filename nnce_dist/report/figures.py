@@ -103,7 +103,7 @@ def draw_magnitudes(axes: Axes, theme: Theme, rows: list[SamplerResult], metric:
     axes.set_xticks(range(len(magnitudes)), [describe_magnitude(m) for m in magnitudes])
     axes.set_xlabel("noise magnitude M")
     axes.set_xlim(-0.5, len(magnitudes) - 0.5)
-    _distance_scale(axes, metric, [v for row in rows for v in row.figures.get(metric, [])])
+    _distance_scale(axes, metric, [v for row in rows if row.group != "data" for v in row.figures.get(metric, [])])
     _reference_lines(axes, theme, rows, metric)
     if _both(rows, metric):
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.3, borderaxespad=0.2)
@@ -133,7 +133,7 @@ def _distance_scale(axes: Axes, metric: str, values: list[float]) -> None:
 
 def _reference_lines(axes: Axes, theme: Theme, rows: list[SamplerResult], metric: str) -> None:
     """A dashed line per sampler without an M, named at the right edge."""
-    others = [row for row in rows if row.group != "tuned" and metric in row.figures]
+    others = [row for row in rows if row.group not in ("tuned", "data") and metric in row.figures]
     heights = [mean_sd(row.figures[metric])[0] for row in others]
     for height in heights:
         axes.axhline(height, color=theme.faint, linewidth=0.9, linestyle=(0, (4, 3)), zorder=1)
@@ -149,7 +149,14 @@ def _reference_lines(axes: Axes, theme: Theme, rows: list[SamplerResult], metric
             fontsize=9,
             color=theme.text,
             va="center",
-            arrowprops={"arrowstyle": "-", "color": theme.faint, "linewidth": 0.7, "shrinkA": 1, "shrinkB": 0},
+            arrowprops={
+                "arrowstyle": "-",
+                "color": theme.faint,
+                "linewidth": 0.7,
+                "shrinkA": 1,
+                "shrinkB": 0,
+                "relpos": (0, 0.5),
+            },
         )
 
 

@@ -50,8 +50,11 @@ def columns(rows: list[SamplerResult]) -> list[Column]:
     for kind, (heading, direction, factor) in KINDS.items():
         metric = find_metric(rows, kind)
         if metric:
-            means = [factor * mean_sd(row.figures[metric])[0] for row in rows if metric in row.figures]
-            found.append(Column(kind, metric, heading, direction, factor, decimals(means)))
+            measured = [
+                mean_sd(factor * value for value in row.figures[metric]) for row in rows if metric in row.figures
+            ]
+            digits = decimals(*zip(*measured, strict=True))
+            found.append(Column(kind, metric, heading, direction, factor, digits))
     return found
 
 

@@ -72,11 +72,12 @@ def compare(
         return None
     a, b = first.figures[measure.metric], second.figures[measure.metric]
     difference, spread = advantage(a, b, measure.sign)
-    digits = decimals(measure.factor * value for value in (*a, *b))
+    digits = decimals((measure.factor * value for value in (*a, *b)), [measure.factor * spread])
+    fine = max(digits, decimals([measure.factor * difference]) - 1)  # a difference far below the values
     values = f"({measure.show(mean_sd(a)[0], digits)} against {measure.show(mean_sd(b)[0], digits)})"
-    spread_shown = "" if math.isnan(spread) else f" {PLUS_MINUS} {measure.show(spread, digits)}"
+    spread_shown = "" if math.isnan(spread) else f" {PLUS_MINUS} {measure.show(spread, fine)}"
     single = " in a single draw" if math.isnan(spread) else ""
-    by = f"{measure.show(abs(difference), digits)}{spread_shown}{measure.unit}{single}"
+    by = f"{measure.show(abs(difference), fine)}{spread_shown}{measure.unit}{single}"
     outcome = judge(difference, spread)
     sentence = {
         "holds": f"{name} beats {other} on {measure.label} by {by} {values}.",

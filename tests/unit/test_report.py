@@ -125,6 +125,8 @@ def test_a_verdict_follows_the_figures():
     assert worse.outcome == "fails" and "is worse than" in worse.sentence and "by 2.10" in worse.sentence
     level = only(pair([5.0, 5.2, 5.4], [5.1, 5.1, 5.4]))
     assert level.outcome == "unclear" and "cannot be told apart" in level.sentence
+    tiny = only(pair([125.701, 125.702], [125.703, 125.705]))
+    assert tiny.outcome == "holds" and "by 0.0025 \N{PLUS-MINUS SIGN} 0.0007 (125.7 against 125.7)" in tiny.sentence
 
 
 def test_higher_accuracy_is_better_and_shown_in_points():
@@ -232,6 +234,12 @@ def test_the_terminal_shows_every_sampler_with_distance_and_accuracy():
 )
 def test_three_significant_digits(values, digits):
     assert decimals(values) == digits
+
+
+def test_a_small_spread_gets_one_digit_more():
+    assert decimals([125.0, 126.0], [0.4, 0.6]) == 1
+    assert decimals([125.0, 126.0], [0.04]) == 1  # but not two
+    assert decimals([7.4], [0.3]) == 2 and decimals([7.4], [math.nan, 0.0]) == 2
 
 
 @pytest.mark.parametrize(
