@@ -5,6 +5,7 @@ import io
 import logging
 import multiprocessing
 import os
+import re
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
@@ -145,7 +146,8 @@ def test_lasting_faults_end_at_the_deadline(store, data, tmp_path, fault):
     store.fail(fault)
     line, seconds = failure(TimeoutError, URL, impatient(data), tmp_path)
     assert URL in line and store.url in line and "within 2.5 s" in line and "data.s3.timeout" in line
-    assert seconds < 5 and 1 <= store.requests < 20
+    tries = int(re.search(r"(\d+) tries", line)[1])
+    assert seconds < 8 and tries - 1 <= store.requests <= tries  # no layer below repeats; the deadline may cut the last
     assert list(tmp_path.iterdir()) == []  # nothing half-read stays
 
 
@@ -153,7 +155,7 @@ def test_lasting_faults_end_at_the_deadline(store, data, tmp_path, fault):
 def test_denied_fails_at_once_and_says_what(store, data, tmp_path, fault, code):
     store.fail(fault)
     line, seconds = failure(PermissionError, URL, data, tmp_path)
-    assert store.requests == 1 and seconds < 4
+    assert store.requests == 1 and seconds < 5
     assert (
         code in line
         and "s3:GetObject on bucket 'photos', key 'set/shard-000000.tar'" in line
@@ -195,7 +197,7 @@ def test_other_refusals_fail_at_once(store, data, tmp_path):
 )
 def test_what_is_not_there_fails_at_once(store, data, tmp_path, url, kind, words):
     line, seconds = failure(kind, url, data, tmp_path)
-    assert words in line and store.requests <= 1 and seconds < 4
+    assert words in line and store.requests <= 1 and seconds < 5
     with pytest.raises(kind):
         check(url, data)
 
@@ -203,7 +205,7 @@ def test_what_is_not_there_fails_at_once(store, data, tmp_path, url, kind, words
 def test_a_store_that_is_not_there_is_given_up(data, tmp_path):
     gone = dataclasses.replace(data, s3=S3(endpoint_url="http://127.0.0.1:9", timeout=1))
     line, seconds = failure(TimeoutError, URL, gone, tmp_path)
-    assert "http://127.0.0.1:9" in line and seconds < 4
+    assert "http://127.0.0.1:9" in line and seconds < 5
 
 
 def test_missing_credentials_and_profiles_are_named(data, tmp_path, monkeypatch):
