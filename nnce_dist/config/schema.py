@@ -167,6 +167,7 @@ class TenStep:
     sampler_steps: str = ranged("sequential", choices=("sequential", "joint"))  # a step per minibatch, or one
     value_width: int = ranged(128, 8)  # channels of the energy network
     value_patch_size: int = ranged(1, 1)  # pixels folded together before its first layer
+    value_weights: str = ""  # safetensors of a V fitted to the untuned sampler; "shipped": the one for the made pictures
     value_squash: bool = False  # V sees (2x/(1+|x|), ln(1+|x|)): pure noise reaches it at the first steps
     sampler: Optimiser = part(Optimiser)
     value: Optimiser = part(Optimiser)

@@ -17,7 +17,9 @@ from ..samplers.ten_step import TenStepSampler
 from ..tasks.dxmi import few_step_schedule
 from ..training.seeding import fold
 
-SHIPPED_TEACHER = Path(__file__).parent.parent / "models" / "assets" / "shapes64-teacher.safetensors"
+_SHIPPED = Path(__file__).parent.parent / "models" / "assets"
+SHIPPED_TEACHER = _SHIPPED / "shapes64-teacher.safetensors"
+SHIPPED_VALUE = _SHIPPED / "shapes64-value.safetensors"
 
 
 def _patch_unet(config: Config) -> nn.Module:
@@ -66,8 +68,8 @@ def ten_step_sampler(config: Config, teacher: EDMPrecond) -> TenStepSampler:
     return TenStepSampler(copy.deepcopy(teacher).requires_grad_(True), few_step_schedule(config.ten_step))
 
 
-def value(config: Config) -> ValueNet:
-    """A fresh energy network V, its weights a function of the run's seed."""
+def fresh_value(config: Config) -> ValueNet:
+    """A new energy network V, its weights a function of the run's seed."""
     s = config.ten_step
     seed_networks(config, 2)
     return ValueNet(
@@ -76,6 +78,20 @@ def value(config: Config) -> ValueNet:
         squash=s.value_squash,
         patch_size=s.value_patch_size,
     )
+
+
+def value_weights(config: Config) -> Path | None:
+    """The file of V's first weights, if any."""
+    given = config.ten_step.value_weights
+    return SHIPPED_VALUE if given == "shipped" else Path(given) if given else None
+
+
+def value(config: Config) -> ValueNet:
+    """The energy network V as tuning starts with it."""
+    network = fresh_value(config)
+    if path := value_weights(config):
+        load_denoiser_weights(network, path)
+    return network
 
 
 def augment(config: Config):

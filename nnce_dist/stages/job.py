@@ -6,7 +6,6 @@ from functools import cached_property
 from pathlib import Path
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from ..config.schema import Config, OneStep, Teacher, TenStep
@@ -15,6 +14,7 @@ from ..evaluation.evaluate import Reference, evaluate
 from ..evaluation.features import FeatureNetwork, to_uint8
 from ..metrics.jsonl import FILE_NAME, JsonlSink
 from ..metrics.recorder import Recorder
+from ..models.weights import save_weights
 from ..report.grids import save_grid
 from ..tasks.edm_loss import one_hot
 from ..tasks.task import Task
@@ -67,13 +67,10 @@ class Job:
         finally:
             recorder.close()
 
-    def save_weights(self, network: nn.Module) -> None:
-        """Keeps a network's tensors as weights.safetensors."""
+    def save_weights(self, network: nn.Module, name: str = "weights") -> None:
+        """Keeps a network's tensors as <name>.safetensors."""
         if self.runtime.rank == 0:
-            tensors = {name: tensor.detach().cpu().contiguous() for name, tensor in network.state_dict().items()}
-            temporary = self.folder / ".weights.part"
-            save_file(tensors, temporary)
-            temporary.replace(self.folder / "weights.safetensors")
+            save_weights(network.state_dict(), self.folder / f"{name}.safetensors")
 
     def _images(self, draw: Draw, key: int) -> Callable[[int, range], Tensor]:
         labels = inputs.label_marginal(self.data.label_counts)

@@ -39,6 +39,7 @@ def tune_ten_step(job: Job) -> dict:
     state = job.train(task, config.ten_step, noise_magnitude=config.objective.noise_magnitude)
     tuned = state.trainees["sampler"].best
     job.save_weights(tuned)
+    job.save_weights(state.trainees["value"].best, "value")
     draw = draws.ten_step(tuned.eval(), config)
     return {
         "samples": state.samples_seen,

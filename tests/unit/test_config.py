@@ -1,0 +1,81 @@
+"""python -m pytest tests/unit/test_config.py"""
+
+import math
+from pathlib import Path
+
+import pytest
+
+from nnce_dist.config.load import ConfigError, differences, from_dict, leaves, load, to_dict
+from nnce_dist.config.schema import Config
+
+PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
+
+
+def problems(*overrides: str) -> list[str]:
+    with pytest.raises(ConfigError) as caught:
+        load(list(overrides), PRESETS, "smoke")
+    return caught.value.problems
+
+
+@pytest.mark.parametrize("preset", sorted(path.stem for path in PRESETS.glob("*.yaml")))
+def test_every_preset_is_valid_and_survives_a_round_trip(preset):
+    needed = ["data.train=a.tar", "data.val=b.tar"] if preset == "photographs" else []
+    config = load([f"preset={preset}", *needed], PRESETS, "laptop")
+    assert from_dict(to_dict(config)) == config
+
+
+def test_overrides_win_over_presets_and_keep_their_types():
+    config = load(["run.seed=7", "objective.noise_magnitude=inf", "sweep.noise_magnitudes=[1,50]"], PRESETS, "smoke")
+    assert config.run.seed == 7
+    assert math.isinf(config.objective.noise_magnitude)
+    assert config.sweep.noise_magnitudes == [1.0, 50.0]
+    assert config.run.name == "smoke"  # from the preset
+
+
+def test_shard_patterns_pass_through_whole():
+    pattern = "s3://bucket/in64/train-{000000..001281}.tar"
+    config = load([f"data.train={pattern}", "data.val=v.tar"], PRESETS, "smoke")
+    assert config.data.train == pattern
+
+
+@pytest.mark.parametrize(
+    ("override", "says"),
+    [
+        ("objective.noise_magnitde=3", "nearest: 'objective.noise_magnitude'"),
+        ("ten_step.num_stepz=1", "nearest: 'ten_step.num_steps'"),
+        ("run.seed=many", "run.seed=many"),
+        ("objective.noise_magnitude=nan", "NaN"),
+        ("objective.noise_magnitude=0.5", "at least 1"),
+        ("teacher.optimiser.lr=inf", "finite"),
+        ("network.kind=unet", "choose one of patch_unet, ddpmpp, adm"),
+        ("run.stages=[teachr]", "choose one of teacher, ten_step, one_step"),
+        ("run.name=../../etc", "lower-case letters"),
+        ("seed", "write key=value"),
+        ("teacher.training.samples=65", "use 64"),
+        ("workers.count=3", "cannot be shared equally"),
+        ("data.train=x.tar", "data.val"),
+        ("evaluation.features=inception", "evaluation.inception_weights"),
+        ("preset=lapto", "nearest: 'laptop'"),
+    ],
+)
+def test_each_mistake_is_named_with_what_to_do(override, says):
+    found = problems(override)
+    assert any(says in line for line in found), found
+
+
+def test_all_mistakes_are_listed_at_once():
+    found = problems("run.sed=1", "run.seed=x", "objective.noise_magnitude=nan", "data.val=only.tar")
+    assert len(found) == 4
+
+
+def test_differences_name_dotted_keys():
+    old, new = to_dict(Config()), to_dict(load(["run.seed=3"], PRESETS, "smoke"))
+    new |= {key: old[key] for key in old if key != "run"}
+    new["run"] |= {key: old["run"][key] for key in old["run"] if key != "seed"}
+    assert list(differences(old, new)) == [("run.seed", 0, 3)]
+
+
+def test_every_setting_has_a_documented_line():
+    source = (PRESETS.parents[1] / "nnce_dist" / "config" / "schema.py").read_text()
+    for key, *_ in leaves(Config()):
+        assert f"    {key.rsplit('.', 1)[-1]}: " in source
