@@ -47,13 +47,12 @@ PER_NETWORK = {
     "learning_rate": Metric("nnce_learning_rate", "gauge", "1", "Learning rate of a network", "network"),
     "log_ratio_data": Metric("nnce_log_ratio_data", "gauge", "nat", "Mean ln r over data", "network"),
     "log_ratio_noise": Metric("nnce_log_ratio_noise", "gauge", "nat", "Mean ln r over noise", "network"),
-    "mean_ratio": Metric("nnce_noise_mean_ratio", "gauge", "1", "E_noise[r], which is 1 at the optimum", "network"),
-    "effective_sample_size": Metric(
-        "nnce_effective_sample_size", "gauge", "1", "Effective part of the noise samples under weights r", "network"
+    "ratio_noise": Metric("nnce_ratio_noise", "gauge", "1", "E_noise[r], which is 1 for a true ratio", "network"),
+    "ratio_noise_squared": Metric(
+        "nnce_ratio_noise_squared", "gauge", "1", "E_noise[r^2]; E[r]^2 over it is the effective fraction", "network"
     ),
-    "saturated_fraction": Metric(
-        "nnce_saturated_fraction", "gauge", "1", "Part of the samples whose gradient weight has saturated", "network"
-    ),
+    "saturated_data": Metric("nnce_saturated_data", "gauge", "1", "Part of the data with ln r > ln M", "network"),
+    "saturated_noise": Metric("nnce_saturated_noise", "gauge", "1", "Part of the noise with ln r > ln M", "network"),
 }
 
 OBSERVATION = Metric("nnce_observation", "gauge", "1", "Mean of another observation: <network>/<name>", "observation")

@@ -25,7 +25,7 @@ class Status:
         """The status a record tells; None for a record without a position (an evaluation's)."""
         if not record.get("samples_total"):
             return None
-        names = [str(record[key]) for key in ("stage", "trial") if record.get(key)]
+        names = list(dict.fromkeys(str(record[key]) for key in ("stage", "trial") if record.get(key)))
         if "noise_magnitude" in record:
             names.append(f"M={record['noise_magnitude']:g}")
         speed = record.get("images_per_second", 0.0)

@@ -2,10 +2,12 @@
 
 import os
 import subprocess
+from pathlib import Path
 
 import processes
 import pytest
 
+REPOSITORY = Path(__file__).parents[2]
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 
 JOB = """
@@ -51,3 +53,12 @@ def test_a_job_that_asks_for_too_much_fails_with_its_line(head, tmp_path):
     done = submit(head, tmp_path, "python", "job.py")
     assert done.returncode == 1
     assert "asked for 3 x (1 CPUs, 0 GPUs), the cluster has 2 CPUs and 0 GPUs on 1 node(s)" in done.stdout
+
+
+def test_the_pipeline_runs_as_a_job(head, tmp_path):
+    line = ["python", "pipelines/imagenet64.py", "preset=smoke", f"run.dir={tmp_path}"]
+    done = submit(head, REPOSITORY, *line, timeout=570)
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-3000:]
+    assert (tmp_path / "smoke" / "report.html").stat().st_size > 10_000
+    for job in ("teacher", "ten_step/m1", "ten_step/m100", "one_step", "samplers/untuned"):
+        assert (tmp_path / "smoke" / job / "result.json").exists(), job

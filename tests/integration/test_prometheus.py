@@ -33,7 +33,7 @@ def trial_writes(run_dir, trial, noise_magnitude, positions):
     recorder = Recorder(constants | {"noise_magnitude": noise_magnitude}, batch=8, sinks=[sink])
     recorder.resume(0)
     for position in positions:
-        recorder.observe("value", {"loss": torch.full((8,), 1.5), "mean_ratio": torch.ones(8), "new": torch.ones(8)})
+        recorder.observe("value", {"loss": torch.full((8,), 1.5), "ratio_noise": torch.ones(8), "new": torch.ones(8)})
         recorder.flush(position, skipped_steps=1, **{"evaluation/fd_shapes@2k": 3.25})
     recorder.close()
 
@@ -64,7 +64,7 @@ def test_one_endpoint_shows_every_trial_live(tmp_path):
     assert values["nnce_noise_magnitude", labels("inf")] == math.inf
     assert values["nnce_skipped_steps_total", labels("inf")] == 1
     assert values["nnce_loss", labels("m-1", network="value")] == 1.5
-    assert values["nnce_noise_mean_ratio", labels("m-1", network="value")] == 1
+    assert values["nnce_ratio_noise", labels("m-1", network="value")] == 1
     assert values["nnce_observation", labels("m-1", observation="value/new")] == 1
     assert values["nnce_evaluation", labels("m-1", figure="fd_shapes@2k")] == 3.25
     assert values["nnce_images_per_second", labels("m-1")] > 0
