@@ -23,7 +23,7 @@ def _pipeline_arguments(file: Path, description: str) -> argparse.ArgumentParser
     parser = argparse.ArgumentParser(
         prog=f"python {os.path.relpath(file)}",
         description=description,
-        epilog=f"Presets are in {os.path.relpath(file.parent / 'presets')}; every key is in nnce_dist/config/schema.py.",
+        epilog=f"Presets: {os.path.relpath(file.parent / 'presets')}. Every key: nnce_dist/config/schema.py.",
     )
     parser.add_argument("--dry-run", action="store_true", help="show the resolved plan and start nothing")
     parser.add_argument("--config", action="store_true", help="print the resolved configuration and start nothing")

@@ -20,6 +20,8 @@ def part(kind: type) -> Any:
 
 @dataclass
 class Run:
+    """Names and places."""
+
     name: str = "imagenet64"  # results go to <dir>/<name>; lower case, digits, '-' (also used as a label)
     dir: str = "runs"  # a local folder
     seed: int = ranged(0, 0, 2**31 - 1)  # every random draw of the run follows from it
@@ -32,6 +34,8 @@ class Run:
 
 @dataclass
 class Workers:
+    """Where and how training processes run."""
+
     runtime: str = ranged(
         "auto", choices=("auto", "local", "ray")
     )  # auto: Ray when there is a cluster or several workers
@@ -49,6 +53,8 @@ class Workers:
 
 @dataclass
 class S3:
+    """An S3-compatible store; credentials come from the standard chain only."""
+
     endpoint_url: str = ""  # empty: AWS
     profile: str = ""  # a profile of the standard credential chain; never a key
     addressing: str = ranged("auto", choices=("auto", "path", "virtual"))
@@ -67,6 +73,8 @@ class MadeImages:
 
 @dataclass
 class Data:
+    """Training and held-out pictures."""
+
     train: str = ""  # shard pattern with braces, a path or s3://; empty: draw own pictures
     val: str = ""
     num_classes: int = ranged(8, 1)
@@ -81,6 +89,8 @@ class Data:
 
 @dataclass
 class Network:
+    """The denoiser's architecture."""
+
     kind: str = ranged("patch_unet", choices=("patch_unet", "ddpmpp", "adm"))
     widths: list[int] = field(default_factory=lambda: [32, 128])  # patch_unet: channels per level
     num_blocks: int = ranged(1, 1)  # patch_unet: residual blocks per level
@@ -91,6 +101,8 @@ class Network:
 
 @dataclass
 class Optimiser:
+    """Adam or RAdam on one network."""
+
     kind: str = ranged("adam", choices=("adam", "radam"))
     lr: float = ranged(1e-3, 0)
     beta1: float = ranged(0.9, 0, 1)
@@ -116,6 +128,8 @@ class Training:
 
 @dataclass
 class Teacher:
+    """The EDM denoiser that everything starts from (method section 1)."""
+
     weights: str = (
         ""  # safetensors of a trained EDM denoiser; "shipped": the one for the made pictures; empty: train one
     )
@@ -167,7 +181,9 @@ class TenStep:
     sampler_steps: str = ranged("sequential", choices=("sequential", "joint"))  # a step per minibatch, or one
     value_width: int = ranged(128, 8)  # channels of the energy network
     value_patch_size: int = ranged(1, 1)  # pixels folded together before its first layer
-    value_weights: str = ""  # safetensors of a V fitted to the untuned sampler; "shipped": the one for the made pictures
+    value_weights: str = (
+        ""  # safetensors of a V fitted to the untuned sampler; "shipped": the one for the made pictures
+    )
     value_squash: bool = False  # V sees (2x/(1+|x|), ln(1+|x|)): pure noise reaches it at the first steps
     sampler: Optimiser = part(Optimiser)
     value: Optimiser = part(Optimiser)
@@ -201,6 +217,8 @@ class OneStep:
 
 @dataclass
 class Evaluation:
+    """How samplers are measured."""
+
     num_samples: int = ranged(2048, 16)  # images per draw
     draws: int = ranged(3, 1)  # independent sets of sampling noise
     reference_samples: int = ranged(50_000, 16)  # training pictures behind the reference statistics, at most
@@ -212,6 +230,8 @@ class Evaluation:
 
 @dataclass
 class Sweep:
+    """The ten-step sampler's trials."""
+
     noise_magnitudes: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0, 1000.0])
     nwj: bool = True  # also M = inf
     held: bool = True  # also the small M with gamma*(M+1)/M held fixed
@@ -221,12 +241,16 @@ class Sweep:
 
 @dataclass
 class Metrics:
+    """The Prometheus endpoint."""
+
     port: int = ranged(0, 0, 65535)  # Prometheus endpoint on 127.0.0.1; 0 takes a free one, named at the start
     host: str = "127.0.0.1"
 
 
 @dataclass
 class Config:
+    """Every setting of a run."""
+
     run: Run = part(Run)
     workers: Workers = part(Workers)
     data: Data = part(Data)

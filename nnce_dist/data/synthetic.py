@@ -1,7 +1,7 @@
 """The project's own pictures: one plain or striped shape on a tinted ground, with every factor known.
 
-Eight classes: 4 shapes x 2 textures. Place, size and colours are drawn per picture from (seed, index), so any picture can
-be made alone and two machines make the same ones.
+Eight classes: 4 shapes x 2 textures. Place, size and colours are drawn per picture from (seed, index), so any picture
+can be made alone and two machines make the same ones.
 """
 
 import numpy as np

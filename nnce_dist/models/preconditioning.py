@@ -27,8 +27,8 @@ def c_noise(sigma: Tensor) -> Tensor:
 class EDMPrecond(nn.Module):
     """D(x; sigma) = c_skip x + c_out F(c_in x; c_noise, labels).
 
-    `model` is a backbone with `with_encoding`. x, sigma and the combination stay float32; `precision` is the type in which
-    the backbone runs (autocast).
+    `model` is a backbone with `with_encoding`. x, sigma and the combination stay float32; `precision` is the type in
+    which the backbone runs (autocast).
     """
 
     def __init__(self, model: nn.Module, sigma_data: float = 0.5, precision: torch.dtype = torch.float32):
@@ -41,7 +41,9 @@ class EDMPrecond(nn.Module):
         x = x.float()
         level = sigma.float().reshape(-1, *[1] * (x.ndim - 1))
         with torch.autocast(x.device.type, self.precision, enabled=self.precision != torch.float32):
-            f, encoding = self.model.with_encoding(c_in(level, self.sigma_data) * x, c_noise(level.flatten()), labels, augment)
+            f, encoding = self.model.with_encoding(
+                c_in(level, self.sigma_data) * x, c_noise(level.flatten()), labels, augment
+            )
         d = c_skip(level, self.sigma_data) * x + c_out(level, self.sigma_data) * f.float()
         return d, encoding
 

@@ -96,4 +96,4 @@ def value(config: Config) -> ValueNet:
 
 def augment(config: Config):
     """EDM's augmentation for the denoiser's training, or None."""
-    return None
+    return

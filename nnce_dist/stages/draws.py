@@ -2,7 +2,6 @@
 
 from collections.abc import Callable
 
-import torch
 from torch import Tensor
 
 from ..config.schema import Config
@@ -55,5 +54,5 @@ UNTRAINED = {  # name -> (teacher, configuration) -> draw
     "teacher": _deterministic(heun.heun, lambda c: c.teacher.steps),
     "untuned": _untuned,
     "euler": _deterministic(heun.euler, lambda c: c.ten_step.num_steps),
-    "heun": _deterministic(heun.heun, lambda c: c.ten_step.num_steps // 2),
+    "heun": _deterministic(heun.heun, lambda c: max(c.ten_step.num_steps // 2, 2)),
 }

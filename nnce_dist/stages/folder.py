@@ -1,6 +1,7 @@
 """A run's folder and the folders of its jobs.
 
-    <run.dir>/<run.name>/{config.yaml, manifest.json, report.html, figures/, teacher/, ten_step/<trial>/, one_step/, samplers/<name>/}
+    <run.dir>/<run.name>/{config.yaml, manifest.json, report.html, figures/,
+                          teacher/, ten_step/<trial>/, one_step/, samplers/<name>/}
 
 A job's folder holds metrics.jsonl, checkpoints/, samples.png and, once the job is done, result.json and weights.
 """

@@ -13,7 +13,8 @@ from ..config.schema import Config, Evaluation
 from ..data import synthetic
 from ..data.pack import pack, packed
 from ..data.stream import ShardSource, open_stream
-from ..evaluation.evaluate import Reference, reference as reference_statistics
+from ..evaluation.evaluate import Reference
+from ..evaluation.evaluate import reference as reference_statistics
 from ..evaluation.features import FeatureNetwork, load_features
 
 _MADE_CHUNK = 256
@@ -34,9 +35,8 @@ def _made_pictures(indices: range, seed: int) -> Iterator[tuple[np.ndarray, int]
 def made_patterns(config: Config) -> tuple[str, str]:
     """Shard patterns of the project's own pictures (training, held out); drawn and packed the first time."""
     made = config.data.made
-    parts = {"train": range(made.train), "val": range(made.train, made.train + made.val)}
     patterns = []
-    for part, indices in parts.items():
+    for indices in (range(made.train), range(made.train, made.train + made.val)):
         folder = cache_dir(config) / f"made-seed{made.seed}-{indices.start}-{indices.stop}-by{made.shard_size}"
         patterns.append(packed(folder) or pack(_made_pictures(indices, made.seed), folder, made.shard_size))
     return patterns[0], patterns[1]

@@ -1,4 +1,4 @@
-"""One job of a run: its folder, data, recorder and evaluation, so that a job's own code says only what is special to it."""
+"""One job of a run: its folder, data, recorder and evaluation; a job's own code says only what is special to it."""
 
 import math
 from collections.abc import Callable
@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from ..config.schema import Config, OneStep, Teacher, TenStep
 from ..data.stream import ShardSource
-from ..evaluation.evaluate import Reference, evaluate
+from ..evaluation.evaluate import DivergedError, Reference, evaluate
 from ..evaluation.features import FeatureNetwork, to_uint8
 from ..metrics.jsonl import FILE_NAME, JsonlSink
 from ..metrics.recorder import Recorder
@@ -88,19 +88,25 @@ class Job:
 
     @torch.inference_mode()
     def measure(self, draw: Draw) -> dict:
-        """Figures of a sampler over the evaluation's draws, and a picture of its first samples."""
+        """Figures of a sampler over the evaluation's draws and a picture of its samples; a note if it diverged."""
         if self.runtime.rank:
             return {}
         images = self._images(draw, EVALUATION)
         save_grid(to_uint8(images(0, range(GRID))), self.folder / "samples.png")
-        return {"figures": self._figures(images, self.config.evaluation.draws)}
+        try:
+            return {"figures": self._figures(images, self.config.evaluation.draws)}
+        except DivergedError:
+            return {"figures": {}, "note": "diverged"}
 
     @torch.inference_mode()
     def select(self, draw: Draw) -> float:
         """The Frechet distance on a draw of its own, for choosing among trials; reported figures never see it."""
         if self.runtime.rank:
             return math.nan
-        figures = self._figures(self._images(draw, SELECTION), 1)
+        try:
+            figures = self._figures(self._images(draw, SELECTION), 1)
+        except DivergedError:
+            return math.inf
         return next(values[0] for name, values in figures.items() if name.startswith("fd_"))
 
     def measure_data(self) -> dict:

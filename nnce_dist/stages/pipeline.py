@@ -37,9 +37,8 @@ def prepare(config: Config, say: Say) -> None:
     """Data packed and indexed, reference statistics made: once, before the jobs that share them."""
     data = inputs.open_train(config)
     inputs.open_val(config)
-    say(
-        f"data: {len(data):,} training images in {int((data.label_counts > 0).sum())} classes, digest {data.digest[:12]}"
-    )
+    classes = int((data.label_counts > 0).sum())
+    say(f"data: {len(data):,} training images in {classes} classes, digest {data.digest[:12]}")
     features = inputs.feature_network(config, "cpu")
     inputs.reference(config, data, features)
 

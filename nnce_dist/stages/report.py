@@ -13,13 +13,13 @@ from ..report.data import Curve, ReportData, SamplerResult, describe_magnitude
 from ..report.html import write_report
 from ..report.table import terminal_table
 from .folder import job_folder
-from .trials import Trial, sweep_trials
+from .trials import ZERO_ENERGY, Trial, best, sweep_trials
 
 
 def _evaluations(config: Config) -> dict[str, int]:
     """Network evaluations per image of each untrained sampler; Heun's last step has one."""
     steps = config.ten_step.num_steps
-    heun = 2 * (steps // 2) - 1
+    heun = 2 * max(steps // 2, 2) - 1
     return {"teacher": 2 * config.teacher.steps - 1, "untuned": steps, "euler": steps, "heun": heun}
 
 
@@ -31,7 +31,7 @@ def _untrained(config: Config) -> dict[str, tuple[str, str]]:
         "teacher": (f"Teacher, Heun {config.teacher.steps} steps", "teacher"),
         "untuned": (f"Untuned {steps}-step", "untuned"),
         "euler": (f"Euler, {steps} steps", "baseline"),
-        "heun": (f"Heun, {steps // 2} steps", "baseline"),
+        "heun": (f"Heun, {max(steps // 2, 2)} steps", "baseline"),
     }
 
 
@@ -45,13 +45,16 @@ def _tuned_title(trial: Trial, steps: int) -> str:
 
 def rows(config: Config, root: Path, results: list[dict]) -> list[SamplerResult]:
     """The table's rows, those that are comparable beside each other."""
-    by_name = {result["name"]: result for result in results if result.get("figures")}
+    by_name = {result["name"]: result for result in results if "figures" in result}
+    swept = [result for result in results if result["stage"] == "ten_step"]
+    chosen = best(swept)["name"] if swept else None
     evaluations, steps = _evaluations(config), config.ten_step.num_steps
 
     def row(name: str, title: str, group: str, **more) -> SamplerResult:
         result = by_name[name]
         grid = job_folder(root, result["stage"], name) / "samples.png"
-        return SamplerResult(title, group, result["figures"], grid=grid, **more)
+        note = result.get("note", "")
+        return SamplerResult(title, group, result["figures"], grid=grid, note=note, chosen=name == chosen, **more)
 
     table = [
         row(name, title, group, evaluations=evaluations.get(name))
@@ -79,6 +82,7 @@ def curves(root: Path, results: list[dict]) -> list[Curve]:
         if path.exists():
             records = [json.loads(line) for line in path.read_text().splitlines()]
             magnitude, held = result.get("noise_magnitude"), result["name"].endswith("-held")
+            magnitude = None if result["name"] == ZERO_ENERGY else magnitude
             found.append(Curve(result["name"], result["stage"], records, magnitude, held))
     return found
 

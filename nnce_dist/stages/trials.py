@@ -7,6 +7,7 @@ from pathlib import Path
 from ..config.load import to_dict
 from ..config.schema import Config
 
+ZERO_ENERGY = "zero-energy"
 HELD_BELOW = 0.99  # gamma*M/(M+1) differs from gamma by more than 1 % only under this value of M/(M+1)
 
 
@@ -46,7 +47,7 @@ def sweep_trials(config: Config) -> list[Trial]:
     if sweep.held:
         trials += [Trial(f"{label(m)}-held", m, held=True) for m in magnitudes if m / (m + 1) < HELD_BELOW]
     if sweep.zero_energy:
-        trials.append(Trial("zero-energy", config.objective.noise_magnitude, energy_weight=0.0))
+        trials.append(Trial(ZERO_ENERGY, config.objective.noise_magnitude, energy_weight=0.0))
     return trials
 
 
@@ -65,5 +66,5 @@ def best(results: list[dict]) -> dict:
 
     Controls do not compete: the one without energy, and the held variants.
     """
-    names = [r for r in results if r["name"] != "zero-energy" and not r["name"].endswith("-held")]
+    names = [r for r in results if r["name"] != ZERO_ENERGY and not r["name"].endswith("-held")]
     return min(names, key=lambda r: r["selection"])

@@ -30,7 +30,7 @@ def lognormal_sigma(normal: Tensor, p_mean: float, p_std: float) -> Tensor:
 
 
 def edm_weight(sigma: Tensor, sigma_data: float) -> Tensor:
-    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2, so that the weighted loss of F has unit scale."""
+    """lambda(sigma) = (sigma^2 + sigma_data^2) / (sigma sigma_data)^2: the weighted loss of F has unit scale."""
     return (sigma**2 + sigma_data**2) / (sigma * sigma_data) ** 2
 
 

@@ -1,7 +1,7 @@
 """The seam between an experiment and the training loop.
 
-A task says which networks get which loss, in the order of the paper's algorithm; `training/step.py` alone does backward,
-accumulation over micro-batches, reduction over ranks, the finite check, clipping, the optimiser and the EMA.
+A task says which networks get which loss, in the order of the paper's algorithm; `training/step.py` alone does
+backward, accumulation over micro-batches, reduction over ranks, the finite check, clipping and the optimiser.
 """
 
 from collections.abc import Callable, Iterator, Mapping

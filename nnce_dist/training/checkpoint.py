@@ -1,4 +1,4 @@
-"""Checkpoints: tensors in safetensors, scalars in JSON, digests in a manifest written last, the whole put in place by a rename.
+"""Checkpoints: tensors in safetensors, scalars in JSON, digests in a manifest written last, all renamed into place.
 
 <directory>/<samples seen, 12 digits>/{state.safetensors, state.json, manifest.json}
 """

@@ -1,4 +1,4 @@
-"""The training loop: batches in, a task's updates applied in order, checkpoints and log lines at fixed numbers of samples."""
+"""The training loop: batches in, a task's updates in order, checkpoints and log lines at fixed numbers of samples."""
 
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial

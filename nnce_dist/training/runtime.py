@@ -1,4 +1,4 @@
-"""What a training loop may know of the world around it. `LocalRuntime` is one process; `on_ray.runtime` is a Ray worker."""
+"""What a training loop may know of the world: `LocalRuntime` is one process, `on_ray.runtime` a Ray worker."""
 
 from typing import Protocol
 

@@ -1,4 +1,4 @@
-"""Stopping well: a first signal asks for the end of the step and a checkpoint, a second one ends the process at once."""
+"""Stopping well: a first signal asks for the end of the step and a checkpoint, a second ends the process at once."""
 
 import signal
 import threading
