@@ -37,7 +37,8 @@ class OneStepTask:
 
     `generator` and `fake_score` start as copies of the teacher (SiD^2A: `generator` is a finished SiD generator).
     `p_mean` and `p_std` are the teacher's training noise, `augment` its augmentation, used on what the fake score sees.
-    Labels are those of the batch; without a critic nothing else of the batch is used.
+    Labels are those of the batch; without a critic nothing else of the batch is used. The teacher must be on the
+    device of the run: the loop moves only networks that learn.
     """
 
     def __init__(
@@ -52,7 +53,9 @@ class OneStepTask:
         augment: Augment | None = None,
     ):
         self.noise_magnitude = 1.0 if settings.critic == "bce" else settings.critic_noise_magnitude
-        sid.check_clip(self.noise_magnitude, settings.critic_clip)
+        self.has_critic = settings.critic != "none"
+        if self.has_critic:
+            sid.check_clip(self.noise_magnitude, settings.critic_clip)
         self.teacher = teacher.eval().requires_grad_(False)
         self.networks = {"fake_score": fake_score, "generator": generator}
         self.optimisers: dict[str, OptimiserSettings] = {
@@ -61,7 +64,6 @@ class OneStepTask:
         }
         self.settings, self.num_classes, self.augment = settings, num_classes, augment
         self.p_mean, self.p_std = p_mean, p_std
-        self.has_critic = settings.critic != "none"
 
     def updates(
         self, batch: Batch, random: Random, samples_seen: int, mean_over_ranks: Callable[[Tensor], Tensor]

@@ -130,7 +130,8 @@ def test_at_infinite_magnitude_the_logit_itself_is_clipped():
 def test_a_clip_that_would_silence_an_undecided_critic_is_refused():
     with pytest.raises(ValueError, match="critic_clip=10 must exceed"):
         make_task(critic_noise_magnitude=1e5)
-    make_task(critic_noise_magnitude=1e5, critic="bce")
+    for critic in ("bce", "none"):
+        make_task(critic_noise_magnitude=1e5, critic=critic)
     make_task(critic_noise_magnitude=math.inf)
 
 
