@@ -1,5 +1,6 @@
 """Many training runs at a time with Ray Tune, each an ordinary run in its own directory."""
 
+import logging
 import shutil
 import traceback
 import uuid
@@ -62,6 +63,8 @@ def run_trials(
     to `workers.restarts` times. `on_done` is called in the driver as trials end.
     """
     groups = resources.require(workers)
+    if not verbose:
+        logging.getLogger("ray.tune").setLevel(logging.CRITICAL)  # a failure is told once, by its outcome
     bookkeeping = Path(run_dir).absolute() / ".ray" / uuid.uuid4().hex
     tuner = tune.Tuner(
         tune.with_resources(
