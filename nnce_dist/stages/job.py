@@ -1,7 +1,10 @@
 """One job of a run: its folder, data, recorder and evaluation; a job's own code says only what is special to it."""
 
 import math
-from collections.abc import Callable
+import statistics
+import time
+from collections.abc import Callable, Mapping
+from contextlib import closing
 from functools import cached_property
 from pathlib import Path
 
@@ -56,16 +59,25 @@ class Job:
     def train(self, task: Task, settings: Teacher | TenStep | OneStep, **constants: float) -> TrainState:
         """Trains a task in this job's folder."""
         training = settings.training
-        identity = {"run": self.config.run.name, "stage": self.stage, "trial": self.name}
         sinks = [JsonlSink(self.folder / FILE_NAME)] if self.runtime.rank == 0 else []
-        recorder = Recorder(
-            {**identity, "samples_total": training.samples, **constants}, training.batch, sinks, self.runtime.all_reduce
-        )
+        identity = {**self._identity, "samples_total": training.samples, **constants}
+        recorder = Recorder(identity, training.batch, sinks, self.runtime.all_reduce)
         seed = fold(self.config.run.seed, TRAINING)  # the same for every trial: they differ in their settings alone
         try:
             return train(task, self.data, training, seed, self.runtime, recorder, self.folder / "checkpoints")
         finally:
             recorder.close()
+
+    @property
+    def _identity(self) -> dict[str, str]:
+        return {"run": self.config.run.name, "stage": self.stage, "trial": self.name}
+
+    def publish(self, figures: Mapping[str, list[float]]) -> None:
+        """Sends the means over draws of the evaluation's figures where metrics go."""
+        if figures:
+            means = {f"evaluation/{name}": statistics.fmean(values) for name, values in figures.items()}
+            with closing(JsonlSink(self.folder / FILE_NAME)) as sink:
+                sink.write({**self._identity, "time": time.time(), **means})
 
     def save_weights(self, network: nn.Module, name: str = "weights") -> None:
         """Keeps a network's tensors as <name>.safetensors."""

@@ -95,6 +95,7 @@ def run_job(payload: dict, runtime: Runtime) -> dict:
     result = JOBS[job.stage](job)
     result |= {"name": job.name, "stage": job.stage, "seconds": time.perf_counter() - start}
     if runtime.rank == 0:
+        job.publish(result.get("figures", {}))
         write_result(job.folder, result)
     runtime.barrier()
     return result

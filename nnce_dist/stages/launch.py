@@ -1,7 +1,7 @@
 """Where jobs run: one after the other in this process, or as trials on Ray. `pipeline.py` cannot tell which."""
 
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
@@ -41,10 +41,14 @@ class RayLauncher:
 
     def run(self, payloads: list[dict]) -> list[dict]:
         """Results in order; a failed trial does not disturb the others."""
+        from ..on_ray.environment import ClusterError
         from ..on_ray.sweep import run_trials
 
         concurrent, verbose = self._config.sweep.concurrent, self._config.run.verbose
-        outcomes = run_trials(run_job, payloads, self._config.workers, self._root, concurrent, verbose=verbose)
+        try:
+            outcomes = run_trials(run_job, payloads, self._config.workers, self._root, concurrent, verbose=verbose)
+        except ClusterError as error:
+            raise JobsFailedError(str(error)) from error
         failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
         if failed:
             raise JobsFailedError("; ".join(failed))
@@ -63,7 +67,11 @@ def launcher(config: Config, root: Path) -> Iterator[Launcher]:
         with StopSignal() as stop:
             yield LocalLauncher(stop)
         return
-    from ..on_ray.environment import session
+    from ..on_ray.environment import ClusterError, session
 
-    with session(config.run.verbose):
+    with ExitStack() as stack:
+        try:
+            stack.enter_context(session(config.run.verbose))
+        except ClusterError as error:
+            raise JobsFailedError(str(error)) from error
         yield RayLauncher(config, root)

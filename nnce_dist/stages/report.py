@@ -8,7 +8,7 @@ from rich.console import Console
 
 from ..config.load import to_yaml
 from ..config.schema import Config
-from ..metrics.jsonl import FILE_NAME
+from ..metrics.jsonl import FILE_NAME, read
 from ..report.data import Curve, ReportData, SamplerResult, describe_magnitude
 from ..report.html import write_report
 from ..report.table import terminal_table
@@ -79,10 +79,10 @@ def curves(root: Path, results: list[dict]) -> list[Curve]:
     found = []
     for result in results:
         path = job_folder(root, result["stage"], result["name"]) / FILE_NAME
-        if path.exists():
-            records = [json.loads(line) for line in path.read_text().splitlines()]
-            magnitude, held = result.get("noise_magnitude"), result["name"].endswith("-held")
-            magnitude = None if result["name"] == ZERO_ENERGY else magnitude
+        records = [record for record in read(path) if "samples_seen" in record] if path.exists() else []
+        if records:
+            magnitude = None if result["name"] == ZERO_ENERGY else result.get("noise_magnitude")
+            held = result["name"].endswith("-held")
             found.append(Curve(result["name"], result["stage"], records, magnitude, held))
     return found
 

@@ -1,0 +1,143 @@
+"""python -m pytest tests/integration/test_pipeline.py
+
+The main job as a person runs it, in processes of its own, made small (preset=smoke).
+"""
+
+import json
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import boto3
+import numpy as np
+import pytest
+import torch
+from moto.server import ThreadedMotoServer
+from safetensors.torch import save_file
+
+from nnce_dist.data.pack import pack
+
+REPOSITORY = Path(__file__).parents[2]
+PIPELINE = [sys.executable, "pipelines/imagenet64.py", "preset=smoke"]
+QUICK = 5.0  # seconds in which bad input must be answered, on an idle machine
+SLACK = 4.0  # this test may share its cores
+
+
+def run(*words: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
+    line = [*PIPELINE, *words]
+    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
+    return subprocess.run(line, cwd=REPOSITORY, env=settings, capture_output=True, text=True, timeout=timeout)
+
+
+def shards(folder: Path, size: int = 64, num_classes: int = 8, count: int = 64) -> str:
+    rng = np.random.default_rng(0)
+    pictures = ((rng.integers(0, 256, (size, size, 3), dtype=np.uint8), n % num_classes) for n in range(count))
+    return pack(pictures, folder, 32)
+
+
+@pytest.fixture(scope="module")
+def wrong(tmp_path_factory) -> dict[str, list[str]]:
+    """Bad input by name: the words on the command line."""
+    folder = tmp_path_factory.mktemp("wrong")
+    good = shards(folder / "good")
+    (folder / "empty.tar").touch()
+    save_file({"model.x": torch.zeros(2)}, folder / "other.safetensors")
+    return {
+        "missing": [f"data.train={folder}/none-{{0..3}}.tar", f"data.val={good}"],
+        "empty": [f"data.train={folder}/empty.tar", f"data.val={good}"],
+        "size": [f"data.train={shards(folder / 'large', 96)}", f"data.val={good}"],
+        "classes": [f"data.train={good}", f"data.val={good}", "data.num_classes=3"],
+        "weights": [f"teacher.weights={folder}/other.safetensors"],
+        "several": ["run.sed=1", "run.seed=x", "objective.noise_magnitude=nan"],
+        "bucket": [
+            "data.train=s3://nobody/{0..1}.tar",
+            f"data.val={good}",
+            "data.s3.endpoint_url=http://127.0.0.1:9",
+            "data.s3.timeout=2",
+        ],
+    }
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("name", "says"),
+    [
+        ("missing", ["none-0.tar"]),
+        ("empty", ["empty"]),
+        ("size", ["96", "data.resize"]),
+        ("classes", ["data.num_classes"]),
+        ("weights", ["another architecture", "missing", "unexpected"]),
+        ("several", ["nearest: 'run.seed'", "run.seed=x", "NaN"]),
+        ("bucket", ["s3://nobody"]),
+    ],
+)
+def test_bad_input_is_one_line_each_and_exit_code_2_before_anything_starts(wrong, tmp_path, name, says):
+    start = time.monotonic()
+    done = run(*wrong[name], f"run.dir={tmp_path}")
+    assert time.monotonic() - start < QUICK * SLACK
+    assert done.returncode == 2, done.stderr
+    assert all(line.startswith("error: ") for line in done.stderr.splitlines()), done.stderr
+    assert all(part in done.stderr for part in says), done.stderr
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_a_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
+    done = run("--dry-run", f"run.dir={tmp_path}")
+    assert done.returncode == 0, done.stderr
+    assert "2 trials (m1, m100)" in " ".join(done.stdout.split())
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+def test_the_job_ends_with_its_table_and_report_and_a_second_start_shows_them(tmp_path):
+    words = ["workers.runtime=local", f"run.dir={tmp_path}"]
+    first = run(*words)
+    assert first.returncode == 0, first.stderr
+    folder = tmp_path / "smoke"
+    assert str(folder / "report.html") in first.stdout.splitlines()[-1].replace("\n", "")
+    results = {path.parent.name: json.loads(path.read_text()) for path in folder.rglob("result.json")}
+    assert set(results) >= {"teacher", "m1", "m100", "one_step", "untuned", "euler", "heun", "data"}
+    for name in ("m1", "m100", "one_step", "untuned"):
+        assert len(results[name]["figures"]["fd_shapes@32"]) == 2, name
+    modified = {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")}
+    again = run(*words)
+    assert again.returncode == 0, again.stderr
+    assert {path: path.stat().st_mtime_ns for path in folder.rglob("result.json")} == modified
+    table = first.stdout[first.stdout.index("Held-out data") :]
+    assert again.stdout[again.stdout.index("Held-out data") :] == table
+    changed = run(*words, "run.seed=5")
+    assert changed.returncode == 2 and "run.seed: 0 there, 5 now" in changed.stderr
+
+
+@pytest.mark.slow
+def test_shards_on_s3_give_the_result_of_shards_on_disk(tmp_path):
+    pattern = {part: shards(tmp_path / part) for part in ("train", "val")}
+    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
+    server.start()
+    try:
+        endpoint = "http://{}:{}".format(*server.get_host_and_port())
+        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
+        client = boto3.client(
+            "s3",
+            endpoint_url=endpoint,
+            region_name="us-east-1",
+            aws_access_key_id="test",
+            aws_secret_access_key="test",
+        )
+        client.create_bucket(Bucket="photos")
+        for part in pattern:
+            for path in (tmp_path / part).glob("*.tar"):
+                client.upload_file(str(path), "photos", f"{part}/{path.name}")
+        remote = {part: f"s3://photos/{part}/{Path(p).name}" for part, p in pattern.items()}
+        common = ["workers.runtime=local", "run.stages=[teacher]", f"run.dir={tmp_path}/runs"]
+        for name, where in (("disk", pattern), ("s3", remote)):
+            words = [f"run.name={name}", f"data.train={where['train']}", f"data.val={where['val']}"]
+            done = run(*common, *words, f"data.s3.endpoint_url={endpoint}", f"data.cache_dir={tmp_path}/{name}", **keys)
+            assert done.returncode == 0, done.stderr
+    finally:
+        server.stop()
+    weights = [(tmp_path / "runs" / name / "teacher" / "weights.safetensors").read_bytes() for name in ("disk", "s3")]
+    assert weights[0] == weights[1]
