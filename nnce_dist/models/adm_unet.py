@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .edm_blocks import BlockStyle, Conv2d, Layout, build_decoder, build_encoder, decode, encode, group_norm, sinusoids
+from .edm_blocks import (
+    BlockStyle,
+    Conv2d,
+    Layout,
+    build_decoder,
+    build_encoder,
+    decode,
+    encode,
+    group_norm,
+    or_zeros,
+    sinusoids,
+)
 
 _EPS = 1e-5
 
@@ -61,11 +72,11 @@ class DhariwalUNet(nn.Module):
         """Embedding (B, E) of the noise level, the augmentation and the class (missing: zeros)."""
         cos, sin = sinusoids(noise_labels, self.map_layer0.in_features, endpoint=False)
         embedding = torch.cat([cos, sin], 1)
-        if self.map_augment is not None and augment_labels is not None:
-            embedding = embedding + self.map_augment(augment_labels)
+        if self.map_augment is not None:
+            embedding = embedding + self.map_augment(or_zeros(augment_labels, self.map_augment.in_features, embedding))
         embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
-        if self.map_label is not None and class_labels is not None:
-            embedding = embedding + self.map_label(class_labels)
+        if self.map_label is not None:
+            embedding = embedding + self.map_label(or_zeros(class_labels, self.num_classes, embedding))
         return F.silu(embedding)
 
     def with_encoding(

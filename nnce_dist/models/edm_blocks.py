@@ -208,6 +208,11 @@ def decode(decoder: nn.ModuleDict, outputs: list[Tensor], embedding: Tensor) -> 
     return x
 
 
+def or_zeros(labels: Tensor | None, num: int, like: Tensor) -> Tensor:
+    """The labels (B, num), or zeros for missing ones: data-parallel wrappers want a gradient in every layer."""
+    return like.new_zeros(1, num) if labels is None else labels
+
+
 def sinusoids(level: Tensor, num: int, endpoint: bool) -> tuple[Tensor, Tensor]:
     """Cosines and sines (B, num/2) of noise labels (B,) at frequencies from 1 down to 1e-4 (`endpoint`: inclusive)."""
     half = num // 2

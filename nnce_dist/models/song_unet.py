@@ -6,7 +6,18 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from .edm_blocks import BlockStyle, Conv2d, Layout, build_decoder, build_encoder, decode, encode, group_norm, sinusoids
+from .edm_blocks import (
+    BlockStyle,
+    Conv2d,
+    Layout,
+    build_decoder,
+    build_encoder,
+    decode,
+    encode,
+    group_norm,
+    or_zeros,
+    sinusoids,
+)
 
 _EPS = 1e-6
 _MULTIPLIERS = {32: (2, 2, 2), 64: (1, 2, 2, 2)}  # EDM's CIFAR-10; its FFHQ and AFHQv2
@@ -55,14 +66,14 @@ class SongUNet(nn.Module):
                 nn.init.zeros_(layer.bias)
 
     def embed(self, noise_labels: Tensor, class_labels: Tensor | None, augment_labels: Tensor | None) -> Tensor:
-        """Embedding (B, E) of the noise level, the class (missing: zeros) and the augmentation."""
+        """Embedding (B, E) of the noise level, the class and the augmentation (missing: zeros)."""
         cos, sin = sinusoids(noise_labels, self.map_layer0.in_features, endpoint=True)
         embedding = torch.cat([sin, cos], 1)
         if self.map_label is not None:
-            labels = embedding.new_zeros(1, self.num_classes) if class_labels is None else class_labels
+            labels = or_zeros(class_labels, self.num_classes, embedding)
             embedding = embedding + self.map_label(labels * self.num_classes**0.5)
-        if self.map_augment is not None and augment_labels is not None:
-            embedding = embedding + self.map_augment(augment_labels)
+        if self.map_augment is not None:
+            embedding = embedding + self.map_augment(or_zeros(augment_labels, self.map_augment.in_features, embedding))
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
     def with_encoding(

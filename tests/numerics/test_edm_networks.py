@@ -157,6 +157,14 @@ def test_missing_labels_are_zeros(build):
         assert (network(x, level + 1, None) - bare).abs().max() > 1e-2
 
 
+@pytest.mark.parametrize("build", [small_song, small_adm])
+def test_layers_without_labels_have_a_gradient(build):
+    network = filled(build(5, augment_dim=9))
+    x, level, *_ = inputs(0, 0)
+    network(x, level, None).mean().backward()
+    assert all(parameter.grad is not None for parameter in network.parameters())
+
+
 def test_starting_output_is_almost_zero():
     torch.manual_seed(0)
     x, level, labels, _ = inputs(5, 0)
