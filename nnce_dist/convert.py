@@ -29,6 +29,13 @@ class Conversion:
         """The JSON file beside the weights."""
         return Path(self.weights).with_suffix(".json")
 
+    def __str__(self) -> str:
+        """For people: what was written, and the warning if there is one."""
+        written = (
+            f"{self.weights}: {self.num_tensors} tensors, {self.num_values:,} numbers; described in {self.description}"
+        )
+        return f"{written}\nsource sha256 {self.source_sha256}" + (f"\nwarning: {self.warning}" if self.warning else "")
+
 
 def _sha256(path: Path | str) -> str:
     with open(path, "rb") as file:

@@ -124,6 +124,7 @@ def test_description_says_what_was_converted(tmp_path, reconstruct, marker):
     write_pickle(source, small_denoiser("song"), reconstruct, marker, {"img_resolution": 16})
     done = convert(source, target)
     assert "sha256" in done.warning and "\n" not in done.warning
+    assert str(done).startswith(f"{target}: ") and str(done).endswith(done.warning)
     described = json.loads(done.description.read_text())
     assert described["class_name"] == "EDMPrecond" and described["init_kwargs"] == {"img_resolution": 16}
     assert described["source_sha256"] == hashlib.sha256(source.read_bytes()).hexdigest()
