@@ -184,6 +184,7 @@ class TenStep:
     value_weights: str = (
         ""  # safetensors of a V fitted to the untuned sampler; "shipped": the one for the made pictures
     )
+    value_contrast: bool = False  # V also sees ln(1 + 10 |x - its 3x3 mean|): the size of fine detail
     value_squash: bool = False  # V sees (2x/(1+|x|), ln(1+|x|)): pure noise reaches it at the first steps
     sampler: Optimiser = part(Optimiser)
     value: Optimiser = part(Optimiser)

@@ -1,6 +1,7 @@
 """From a configuration to networks. The one place where names in the configuration become objects."""
 
 import copy
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
@@ -8,6 +9,7 @@ from torch import nn
 
 from ..config.schema import Config
 from ..models.adm_unet import adm
+from ..models.augment import NUM_LABELS, augmented
 from ..models.patch_unet import PatchUNet
 from ..models.preconditioning import EDMPrecond
 from ..models.song_unet import ddpmpp
@@ -32,8 +34,11 @@ def _ddpmpp(config: Config) -> nn.Module:
 
 
 def _adm(config: Config) -> nn.Module:
-    return adm(config.data.num_classes, config.data.image_size, dropout=config.network.dropout)
+    augment_dim = NUM_LABELS if config.teacher.augment else 0
+    return adm(config.data.num_classes, config.data.image_size, augment_dim=augment_dim, dropout=config.network.dropout)
 
+
+Augment = Callable[..., tuple[torch.Tensor, torch.Tensor]]  # (images, Random) -> images and their labels
 
 BACKBONES = {"patch_unet": _patch_unet, "ddpmpp": _ddpmpp, "adm": _adm}
 
@@ -76,6 +81,7 @@ def fresh_value(config: Config) -> ValueNet:
         width=s.value_width,
         num_classes=config.data.num_classes if s.value_conditional else 0,
         squash=s.value_squash,
+        contrast=s.value_contrast,
         patch_size=s.value_patch_size,
     )
 
@@ -94,6 +100,6 @@ def value(config: Config) -> ValueNet:
     return network
 
 
-def augment(config: Config):
+def augment(config: Config) -> Augment | None:
     """EDM's augmentation for the denoiser's training, or None."""
-    return
+    return augmented if config.teacher.augment else None

@@ -12,6 +12,7 @@ from torch import Tensor
 from ..config.schema import Config, Evaluation
 from ..data import synthetic
 from ..data.pack import pack, packed
+from ..data.shards import order
 from ..data.stream import ShardSource, open_stream
 from ..evaluation.evaluate import Reference
 from ..evaluation.evaluate import reference as reference_statistics
@@ -68,9 +69,8 @@ def feature_network(config: Config, device: torch.device | str) -> FeatureNetwor
 
 
 def spread(total: int, wanted: int) -> np.ndarray:
-    """At most `wanted` sample numbers, evenly spread over all, so that every shard and class is met."""
-    wanted = min(total, wanted)
-    return np.arange(wanted) * total // wanted
+    """At most `wanted` sample numbers, drawn over all: a stride would meet only some of classes that come in turn."""
+    return np.sort(order(0, 0, total)[:wanted])
 
 
 def reference(config: Config, data: ShardSource, features: FeatureNetwork) -> Reference:

@@ -21,7 +21,7 @@ def million_parameters(network: torch.nn.Module) -> str:
 
 def _networks(config: Config) -> str:
     with torch.device("meta"):
-        denoiser, value = build.denoiser(config), build.value(config)
+        denoiser, value = build.denoiser(config), build.fresh_value(config)
     return f"{config.network.kind} {million_parameters(denoiser)}; energy {million_parameters(value)}"
 
 

@@ -8,6 +8,7 @@ import torch
 
 from ..config.schema import Config
 from ..data.check import check as check_shards
+from ..evaluation.inception import load_weights as load_inception_weights
 from ..models.weights import differences, load_weights
 from . import build
 from .folder import run_root
@@ -31,10 +32,20 @@ def _teacher_weights(config: Config) -> None:
         )
 
 
+def _value_weights(config: Config) -> None:
+    if path := build.value_weights(config):
+        with torch.device("meta"):
+            network = build.fresh_value(config)
+        if differing := differences(network, load_weights(path)):
+            raise ValueError(
+                f"ten_step.value_weights={path}: of another architecture ({differing}); set ten_step.value_* and "
+                "data.num_classes to what these weights were trained with, or leave it empty to fit a new V"
+            )
+
+
 def _inception_weights(config: Config) -> None:
-    path = config.evaluation.inception_weights
-    if path and not Path(path).is_file():
-        raise FileNotFoundError(f"evaluation.inception_weights={path}: no such file")
+    if path := config.evaluation.inception_weights:
+        load_inception_weights(Path(path))
 
 
 def _run_folder(config: Config) -> None:
@@ -50,7 +61,14 @@ def _devices(config: Config) -> None:
         raise ValueError(f"workers.gpus={config.workers.gpus:g}, but this machine has no GPU; use workers.gpus=0")
 
 
-CHECKS: tuple[Callable[[Config], None], ...] = (_run_folder, _devices, _teacher_weights, _inception_weights, _shards)
+CHECKS: tuple[Callable[[Config], None], ...] = (
+    _run_folder,
+    _devices,
+    _teacher_weights,
+    _value_weights,
+    _inception_weights,
+    _shards,
+)
 
 
 def check(config: Config) -> None:

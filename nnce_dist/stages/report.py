@@ -38,9 +38,9 @@ def _untrained(config: Config) -> dict[str, tuple[str, str]]:
 def _tuned_title(trial: Trial, steps: int) -> str:
     if trial.energy_weight == 0:
         return f"{steps}-step, zero energy"
-    kinds = {1.0: " (NCE)", math.inf: " (NWJ)"}
-    kind = ", gamma held" if trial.held else kinds.get(trial.noise_magnitude, "")
-    return f"{steps}-step tuned, M = {describe_magnitude(trial.noise_magnitude)}{kind}"
+    kinds = {1.0: ", NCE", math.inf: ", NWJ"}
+    kind = ", \N{GREEK SMALL LETTER GAMMA} held" if trial.held else kinds.get(trial.noise_magnitude, "")
+    return f"{steps}-step, M = {describe_magnitude(trial.noise_magnitude)}{kind}"
 
 
 def rows(config: Config, root: Path, results: list[dict]) -> list[SamplerResult]:
