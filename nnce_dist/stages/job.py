@@ -17,6 +17,7 @@ from ..evaluation.evaluate import DivergedError, Reference, evaluate
 from ..evaluation.features import FeatureNetwork, to_uint8
 from ..metrics.jsonl import FILE_NAME, JsonlSink
 from ..metrics.recorder import Recorder
+from ..models.preconditioning import EDMPrecond
 from ..models.weights import save_weights
 from ..report.grids import save_grid
 from ..tasks.edm_loss import one_hot
@@ -25,12 +26,12 @@ from ..training.loop import train
 from ..training.runtime import Runtime
 from ..training.seeding import SampleRandom, fold
 from ..training.state import TrainState
-from . import inputs
+from . import build, inputs
 from .draws import Draw
 from .folder import job_folder
 
 TRAINING, EVALUATION, SELECTION = 10, 11, 12  # keys of the random streams
-GRID = 64  # pictures kept as samples.png
+GRID = 32  # pictures kept as samples.png
 
 
 class Job:
@@ -45,6 +46,11 @@ class Job:
     def data(self) -> ShardSource:
         """The training data."""
         return inputs.open_train(self.config)
+
+    @cached_property
+    def teacher(self) -> EDMPrecond:
+        """The trained teacher, frozen, on this job's device."""
+        return build.teacher(self.config, self.root).to(self.runtime.device)
 
     @cached_property
     def features(self) -> FeatureNetwork:

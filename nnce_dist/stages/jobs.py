@@ -34,7 +34,7 @@ def train_teacher(job: Job) -> dict:
 def tune_ten_step(job: Job) -> dict:
     """Tunes the few-step sampler at one noise magnitude and measures it."""
     config = job.config
-    sampler = build.ten_step_sampler(config, build.teacher(config, job.root))
+    sampler = build.ten_step_sampler(config, job.teacher)
     task = TenStepTask(sampler, build.value(config), config.ten_step, config.objective, config.data.num_classes)
     state = job.train(task, config.ten_step, noise_magnitude=config.objective.noise_magnitude)
     tuned = state.trainees["sampler"].best
@@ -52,7 +52,7 @@ def tune_ten_step(job: Job) -> dict:
 def distil_one_step(job: Job) -> dict:
     """Distils the one-step generator and measures it."""
     config = job.config
-    teacher = build.teacher(config, job.root)
+    teacher = job.teacher
     fake_score, generator = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
     task = OneStepTask(
         teacher,
@@ -74,7 +74,7 @@ def measure_sampler(job: Job) -> dict:
     """Measures a sampler that needs no training: the data themselves, the teacher, or a way to sample from it."""
     if job.name == "data":
         return job.measure_data()
-    teacher = build.teacher(job.config, job.root)
+    teacher = job.teacher
     return job.measure(draws.UNTRAINED[job.name](teacher, job.config))
 
 
