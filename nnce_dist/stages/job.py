@@ -30,7 +30,7 @@ from . import build, inputs
 from .draws import Draw
 from .folder import job_folder
 
-TRAINING, EVALUATION, SELECTION = 10, 11, 12  # keys of the random streams
+TRAINING, EVALUATION, SELECTION = 10, 13, 14  # keys of the random streams; 11 and 12 were used up in choosing settings
 GRID = 32  # pictures kept as samples.png
 
 
