@@ -1,0 +1,113 @@
+"""python -m pytest tests/unit/test_ranks.py
+
+Every task of images gives the same parameters on one rank and on two: two threads that sum over a barrier. The same
+with Ray's workers, for the teacher, is tests/integration/test_same_everywhere.py.
+"""
+
+import copy
+import threading
+from pathlib import Path
+
+import pytest
+import torch
+
+from nnce_dist.config.load import load
+from nnce_dist.config.schema import Training
+from nnce_dist.stages import build
+from nnce_dist.tasks.one_step import OneStepTask
+from nnce_dist.tasks.task import Batch
+from nnce_dist.tasks.ten_step import TenStepTask
+from nnce_dist.training.loop import train
+from nnce_dist.training.runtime import LocalRuntime
+from nnce_dist.training.seeding import SampleRandom
+
+PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
+# eps: gradients that are nothing but rounding must not become steps of Adam
+OPTIMISERS = [f"{part}.eps=0.001" for part in ("ten_step.sampler", "ten_step.value", "one_step.fake_score")]
+CONFIG = load(
+    ["preset=smoke", "workers.precision=float32", "one_step.generator.eps=0.001", *OPTIMISERS], PRESETS, "smoke"
+)
+
+
+class Meeting:
+    """Where ranks in threads meet to sum."""
+
+    def __init__(self, size: int):
+        self.barrier, self.parts = threading.Barrier(size, timeout=60), [None] * size
+
+    def sum(self, rank: int, tensor: torch.Tensor) -> None:
+        self.parts[rank] = tensor.clone()
+        self.barrier.wait()
+        tensor.copy_(sum(self.parts))
+        self.barrier.wait()
+
+
+class ThreadRuntime(LocalRuntime):
+    """One of several ranks in one process."""
+
+    def __init__(self, rank: int, meeting: Meeting):
+        super().__init__("cpu")
+        self.rank, self.world_size, self._meeting = rank, len(meeting.parts), meeting
+
+    def all_reduce(self, tensor):
+        self._meeting.sum(self.rank, tensor)
+
+    def barrier(self):
+        self._meeting.barrier.wait()
+
+
+class Silent:
+    def resume(self, samples_seen): ...
+
+    def observe(self, prefix, observations): ...
+
+    def flush(self, samples_seen, **scalars): ...
+
+
+class Pictures:
+    def batches(self, seed, start_samples_seen, global_batch, rank, world_size):
+        position, share = start_samples_seen, global_batch // world_size
+        while True:
+            ids = range(position + rank * share, position + (rank + 1) * share)
+            yield Batch(SampleRandom.at(seed + 7, ids).normal(3, 64, 64).tanh(), torch.tensor([i % 8 for i in ids]))
+            position += global_batch
+
+
+def ten_step(teacher):
+    sampler = build.ten_step_sampler(CONFIG, teacher)
+    return TenStepTask(sampler, build.value(CONFIG), CONFIG.ten_step, CONFIG.objective, 8)
+
+
+def one_step(teacher):
+    return OneStepTask(teacher, *(copy.deepcopy(teacher).requires_grad_(True) for _ in range(2)), CONFIG.one_step, 8)
+
+
+def run(make, world_size: int, folder: Path) -> dict[str, torch.Tensor]:
+    """The tensors after two iterations on so many ranks."""
+    build.seed_networks(CONFIG, 1)
+    teacher = build.denoiser(CONFIG)
+    for parameter in teacher.parameters():  # the last layers start at 0, where half of the network gets no gradient
+        torch.nn.init.normal_(parameter, std=0.05) if parameter.ndim > 1 else None
+    meeting, states = Meeting(world_size), {}
+    tasks = [make(copy.deepcopy(teacher)) for _ in range(world_size)]
+
+    def work(rank: int) -> None:
+        training = Training(samples=16, batch=8, micro_batch=4)  # the critic averages over micro-batches
+        runtime = ThreadRuntime(rank, meeting)
+        states[rank] = train(tasks[rank], Pictures(), training, 3, runtime, Silent(), folder / str(world_size))
+
+    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    return {name: tensor.clone() for name, tensor in states[0].tensors().items()}
+
+
+@pytest.mark.parametrize("make", [ten_step, one_step])
+def test_two_ranks_reach_the_parameters_of_one(make, tmp_path):
+    alone, together = run(make, 1, tmp_path), run(make, 2, tmp_path)
+    assert alone.keys() == together.keys()
+    networks = [name for name in alone if name.startswith(("network/", "task/"))]
+    for name in networks:
+        torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
