@@ -33,7 +33,7 @@ def contradictions(config: Config) -> list[str]:
             "data.train is given without data.val; give shards that training does not see for the evaluation"
         )
     if config.workers.runtime == "local" and config.workers.count > 1:
-        problems.append(f"workers.count={config.workers.count} needs Ray; use workers.runtime=ray or auto")
+        problems.append(f"workers.count={config.workers.count} needs Ray; use workers.runtime=ray")
     if config.evaluation.features == "inception" and not config.evaluation.inception_weights:
         problems.append("evaluation.features=inception needs evaluation.inception_weights=FILE; or use features=shapes")
     if not config.data.train and config.data.image_size != 64:

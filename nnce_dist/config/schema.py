@@ -36,16 +36,12 @@ class Run:
 class Workers:
     """Where and how training processes run."""
 
-    runtime: str = ranged(
-        "auto", choices=("auto", "local", "ray")
-    )  # auto: Ray when there is a cluster or several workers
+    runtime: str = ranged("ray", choices=("ray", "local"))  # jobs as trials on Ray, or one by one in this process
     count: int = ranged(1, 1, 4096)  # processes per training run
     gpus: float = ranged(0, 0, 8)  # per worker; 0 trains on the CPU
     cpus: float = ranged(1, 0.1, 256)  # per worker
     threads: int = ranged(1, 1, 256)  # torch threads per process
-    precision: str = ranged(
-        "bfloat16", choices=("float32", "bfloat16")
-    )  # of the networks' insides (autocast); losses stay float32
+    precision: str = ranged("bfloat16", choices=("float32", "bfloat16"))  # inside networks; losses stay float32
     start_timeout: float = ranged(300, 1)  # seconds to wait for the resources before giving up
     collective_timeout: float = ranged(300, 1)  # seconds a rank waits for the others
     restarts: int = ranged(2, 0)  # times that crashed workers are started again, from the newest checkpoint
