@@ -38,11 +38,13 @@ def run_pipeline(file: str, default_preset: str, description: str = "") -> int:
     arguments = _pipeline_arguments(path, description).parse_args()
     overrides = [*arguments.overrides, *(["run.verbose=true"] if arguments.verbose else [])]
     from .config.load import ConfigError, load, to_yaml
+    from .config.paths import make_absolute
 
     try:
         config = load(overrides, path.parent / "presets", default_preset)
     except ConfigError as error:
         return fail(str(error), BAD_INPUT)
+    make_absolute(config)
     if arguments.config:
         print(to_yaml(config), end="")
         return 0

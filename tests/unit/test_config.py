@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 
 from nnce_dist.config.load import ConfigError, differences, from_dict, leaves, load, to_dict
+from nnce_dist.config.paths import make_absolute
 from nnce_dist.config.schema import Config
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
@@ -66,6 +67,18 @@ def test_each_mistake_is_named_with_what_to_do(override, says):
 def test_all_mistakes_are_listed_at_once():
     found = problems("run.sed=1", "run.seed=x", "objective.noise_magnitude=nan", "data.val=only.tar")
     assert len(found) == 4
+
+
+def test_relative_paths_become_absolute_and_addresses_stay(monkeypatch, tmp_path):
+    monkeypatch.chdir(tmp_path)
+    config = load(
+        ["data.train=s3://b/{0..1}.tar", "data.val=val/{0..1}.tar", "teacher.weights=shipped"], PRESETS, "smoke"
+    )
+    make_absolute(config)
+    assert config.run.dir == f"{tmp_path}/runs"
+    assert config.data.val == f"{tmp_path}/val/{{0..1}}.tar"
+    assert (config.data.train, config.teacher.weights) == ("s3://b/{0..1}.tar", "shipped")
+    assert config.data.cache_dir == ""
 
 
 def test_differences_name_dotted_keys():
