@@ -35,7 +35,7 @@ def _pipeline_arguments(file: Path, description: str) -> argparse.ArgumentParser
 def run_pipeline(file: str, default_preset: str, description: str = "") -> int:
     """Runs the pipeline whose file is given; its presets lie beside it. Returns the exit code."""
     path = Path(file).resolve()
-    arguments = _pipeline_arguments(path, description).parse_args()
+    arguments = _pipeline_arguments(path, description).parse_intermixed_args()
     overrides = [*arguments.overrides, *(["run.verbose=true"] if arguments.verbose else [])]
     from .config.load import ConfigError, load, to_yaml
     from .config.paths import make_absolute
