@@ -56,7 +56,7 @@ def write_manifest(root: Path, command: list[str]) -> None:
     write_json(
         path,
         {
-            "command": shlex.join(command),
+            "command": shlex.join(["python", *command]),
             "versions": {package: _version(package) for package in PACKAGES},
             "python": platform.python_version(),
             "git_commit": commit or None,

@@ -132,12 +132,16 @@ def test_shards_on_s3_give_the_result_of_shards_on_disk(tmp_path):
             for path in (tmp_path / part).glob("*.tar"):
                 client.upload_file(str(path), "photos", f"{part}/{path.name}")
         remote = {part: f"s3://photos/{part}/{Path(p).name}" for part, p in pattern.items()}
-        common = ["workers.runtime=local", "run.stages=[teacher]", f"run.dir={tmp_path}/runs"]
+        common = ["workers.runtime=local", "sweep.noise_magnitudes=[100]", f"run.dir={tmp_path}/runs"]
         for name, where in (("disk", pattern), ("s3", remote)):
             words = [f"run.name={name}", f"data.train={where['train']}", f"data.val={where['val']}"]
             done = run(*common, *words, f"data.s3.endpoint_url={endpoint}", f"data.cache_dir={tmp_path}/{name}", **keys)
             assert done.returncode == 0, done.stderr
     finally:
         server.stop()
-    weights = [(tmp_path / "runs" / name / "teacher" / "weights.safetensors").read_bytes() for name in ("disk", "s3")]
-    assert weights[0] == weights[1]
+    disk, s3 = (tmp_path / "runs" / name for name in ("disk", "s3"))
+    jobs = ["teacher", "ten_step/m100", "one_step"]
+    for job in jobs:
+        assert (disk / job / "weights.safetensors").read_bytes() == (s3 / job / "weights.safetensors").read_bytes(), job
+    figures = [json.loads((run / "ten_step/m100/result.json").read_text())["figures"] for run in (disk, s3)]
+    assert figures[0] == figures[1]
