@@ -34,6 +34,11 @@ TRAINING, EVALUATION, SELECTION = 10, 13, 14  # keys of the random streams; 11 a
 GRID = 32  # pictures kept as samples.png
 
 
+def rank_part(total: int, rank: int, world_size: int) -> slice:
+    """This rank's consecutive part of `total` things, as equal as they divide."""
+    return slice(total * rank // world_size, total * (rank + 1) // world_size)
+
+
 class Job:
     """A job and everything it may use."""
 
@@ -91,11 +96,18 @@ class Job:
             save_weights(network.state_dict(), self.folder / f"{name}.safetensors")
 
     def _images(self, draw: Draw, key: int) -> Callable[[int, range], Tensor]:
+        """Images by draw and sample numbers, the same on every rank: each draws its part, a sum joins the parts."""
         labels = inputs.label_marginal(self.data.label_counts)
+        size, device = self.config.data.image_size, self.runtime.device
 
         def images(number: int, ids: range) -> Tensor:
-            random = SampleRandom.at(fold(self.config.run.seed, key, number), ids, self.runtime.device)
-            return draw(random, one_hot(labels(ids).to(self.runtime.device), self.config.data.num_classes))
+            whole = torch.zeros(len(ids), 3, size, size, device=device)
+            part = rank_part(len(ids), self.runtime.rank, self.runtime.world_size)
+            if mine := ids[part]:
+                random = SampleRandom.at(fold(self.config.run.seed, key, number), mine, device)
+                whole[part] = draw(random, one_hot(labels(mine).to(device), self.config.data.num_classes)).float()
+            self.runtime.all_reduce(whole)
+            return whole
 
         return images
 
@@ -107,10 +119,10 @@ class Job:
     @torch.inference_mode()
     def measure(self, draw: Draw) -> dict:
         """Figures of a sampler over the evaluation's draws and a picture of its samples; a note if it diverged."""
-        if self.runtime.rank:
-            return {}
         images = self._images(draw, EVALUATION)
-        save_grid(to_uint8(images(0, range(GRID))), self.folder / "samples.png")
+        grid = to_uint8(images(0, range(GRID)))
+        if self.runtime.rank == 0:
+            save_grid(grid, self.folder / "samples.png")
         try:
             return {"figures": self._figures(images, self.config.evaluation.draws)}
         except DivergedError:
@@ -119,8 +131,6 @@ class Job:
     @torch.inference_mode()
     def select(self, draw: Draw) -> float:
         """The Frechet distance on a draw of its own, for choosing among trials; reported figures never see it."""
-        if self.runtime.rank:
-            return math.nan
         try:
             figures = self._figures(self._images(draw, SELECTION), 1)
         except DivergedError:
@@ -132,7 +142,8 @@ class Job:
         held_out = inputs.open_val(self.config)
         chosen = inputs.spread(len(held_out), self.config.evaluation.num_samples)
         pixels, labels = held_out.raw(chosen)
-        save_grid(pixels[:GRID], self.folder / "samples.png")
+        if self.runtime.rank == 0:
+            save_grid(pixels[:GRID], self.folder / "samples.png")
         settings = inputs.with_draws(self.config.evaluation, 1, len(pixels))
         known = inputs.classes_known(self.config)
         figures = evaluate(

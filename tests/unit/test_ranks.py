@@ -13,13 +13,16 @@ import torch
 
 from nnce_dist.config.load import load
 from nnce_dist.config.schema import Training
-from nnce_dist.stages import build
+from nnce_dist.models.weights import save_weights
+from nnce_dist.stages import build, draws
+from nnce_dist.stages.job import Job, rank_part
 from nnce_dist.tasks.one_step import OneStepTask
 from nnce_dist.tasks.task import Batch
 from nnce_dist.tasks.ten_step import TenStepTask
 from nnce_dist.training.loop import train
 from nnce_dist.training.runtime import LocalRuntime
 from nnce_dist.training.seeding import SampleRandom
+from nnce_dist.training.state import TrainState
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 # eps: gradients that are nothing but rounding must not become steps of Adam
@@ -73,6 +76,21 @@ class Pictures:
             position += global_batch
 
 
+def on_ranks(world_size: int, work) -> list:
+    """What `work(runtime)` returns on each rank."""
+    meeting, results = Meeting(world_size), [None] * world_size
+
+    def run_rank(rank: int) -> None:
+        results[rank] = work(ThreadRuntime(rank, meeting))
+
+    threads = [threading.Thread(target=run_rank, args=(rank,)) for rank in range(world_size)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join(timeout=120)
+    return results
+
+
 def ten_step(teacher):
     sampler = build.ten_step_sampler(CONFIG, teacher)
     return TenStepTask(sampler, build.value(CONFIG), CONFIG.ten_step, CONFIG.objective, 8)
@@ -88,19 +106,13 @@ def run(make, world_size: int, folder: Path) -> dict[str, torch.Tensor]:
     teacher = build.denoiser(CONFIG)
     for parameter in teacher.parameters():  # the last layers start at 0, where half of the network gets no gradient
         torch.nn.init.normal_(parameter, std=0.05) if parameter.ndim > 1 else None
-    meeting, states = Meeting(world_size), {}
     tasks = [make(copy.deepcopy(teacher)) for _ in range(world_size)]
 
-    def work(rank: int) -> None:
+    def work(runtime: ThreadRuntime) -> TrainState:
         training = Training(samples=16, batch=8, micro_batch=4)  # the critic averages over micro-batches
-        runtime = ThreadRuntime(rank, meeting)
-        states[rank] = train(tasks[rank], Pictures(), training, 3, runtime, Silent(), folder / str(world_size))
+        return train(tasks[runtime.rank], Pictures(), training, 3, runtime, Silent(), folder / str(world_size))
 
-    threads = [threading.Thread(target=work, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
+    states = on_ranks(world_size, work)
     return {name: tensor.clone() for name, tensor in states[0].tensors().items()}
 
 
@@ -111,3 +123,24 @@ def test_two_ranks_reach_the_parameters_of_one(make, tmp_path):
     networks = [name for name in alone if name.startswith(("network/", "task/"))]
     for name in networks:
         torch.testing.assert_close(together[name], alone[name], rtol=1e-3, atol=1e-5, msg=lambda m, n=name: f"{n}: {m}")
+
+
+def test_ranks_share_an_evaluation_and_all_know_its_figures(tmp_path):
+    words = ["preset=smoke", "workers.precision=float32", f"run.dir={tmp_path}", "evaluation.batch=15"]
+    config = load([*words, f"teacher.weights={tmp_path}/teacher.safetensors"], PRESETS, "smoke")
+    save_weights(build.denoiser(config).state_dict(), tmp_path / "teacher.safetensors")
+
+    def work(runtime: ThreadRuntime) -> dict:
+        job = Job(config, tmp_path / str(runtime.world_size), "samplers", "untuned", runtime)
+        return job.measure(draws.UNTRAINED["untuned"](job.teacher, config))["figures"]
+
+    (alone,) = on_ranks(1, work)
+    for together in on_ranks(2, work):
+        for name, values in alone.items():
+            assert together[name] == pytest.approx(values, rel=1e-3, abs=1e-3), name
+
+
+def test_parts_are_disjoint_and_whole():
+    for total, size in ((7, 3), (2, 4), (16, 4)):
+        parts = [list(range(total))[rank_part(total, rank, size)] for rank in range(size)]
+        assert sum(parts, []) == list(range(total))
