@@ -9,6 +9,7 @@ import subprocess
 import time
 import urllib.parse
 import urllib.request
+from pathlib import Path
 
 import pytest
 import torch
@@ -114,3 +115,11 @@ def test_a_prometheus_server_scrapes_the_endpoint(tmp_path):
             server.terminate()
             server.wait(timeout=20)
     assert series["value"][1] == "8" and series["metric"]["stage"] == "ten-step"
+
+
+@pytest.mark.skipif(not prometheus_program(), reason="no prometheus on PATH and NNCE_PROMETHEUS is not set")
+def test_the_shipped_scrape_configuration_is_valid():
+    promtool = Path(prometheus_program()).with_name("promtool")
+    configuration = Path(__file__).parents[2] / "infra" / "prometheus.yml"
+    done = subprocess.run([promtool, "check", "config", configuration], capture_output=True, text=True, timeout=60)
+    assert done.returncode == 0, done.stdout + done.stderr
