@@ -151,7 +151,7 @@ def _grids(rows: list[SamplerResult]) -> str:
         for row in shown
     )
     return (
-        '<p class="note">The same classes, and for samplers the same noise, at the same places.</p>\n'
+        '<p class="note">Samplers show the same classes, from the same noise, at the same places.</p>\n'
         f'<div class="grids">\n{figures}\n</div>'
     )
 
