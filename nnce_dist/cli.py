@@ -67,6 +67,7 @@ def _run(config, dry_run: bool) -> int:
 def _guarded(run: Callable[[], int]) -> int:
     """Runs and turns every expected failure into one line and its exit code."""
     from .stages.launch import JobsFailedError
+    from .training.step import NonFiniteError
     from .training.stopping import Stopped
 
     try:
@@ -75,7 +76,7 @@ def _guarded(run: Callable[[], int]) -> int:
         return fail(str(stopped), stopped.exit_code)
     except KeyboardInterrupt:
         return fail("interrupted; run the same command again to continue", 130)
-    except JobsFailedError as error:
+    except (JobsFailedError, NonFiniteError) as error:
         return fail(str(error), 1)
     except (ValueError, OSError) as error:
         return fail(str(error), BAD_INPUT)

@@ -89,11 +89,6 @@ def _load(path: Path, name: str) -> Reference | None:
     return Reference(name, Moments(*(tensors[key] for key in ("count", "total", "outer"))), tensors["rows"])
 
 
-def round_robin(num_classes: int) -> Labels:
-    """Every class equally often, whatever the number of images: image `id` shows class id mod num_classes."""
-    return lambda ids: torch.arange(ids.start, ids.stop) % num_classes
-
-
 def count_name(num_samples: int) -> str:
     """How a number of images is written in a figure's name: 500, 2k (2048), 50k."""
     return str(num_samples) if num_samples < 1000 else f"{num_samples // 1000}k"

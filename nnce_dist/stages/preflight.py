@@ -19,28 +19,25 @@ def _shards(config: Config) -> None:
         check_shards(pattern, config.data)
 
 
-def _teacher_weights(config: Config) -> None:
-    if not config.teacher.weights:
-        return
-    path = build.teacher_weights(config, run_root(config))
+def _fits(setting: str, path: Path, build_network: Callable[[Config], torch.nn.Module], config: Config) -> None:
+    """Raises ValueError unless a weights file is of the architecture that the configuration builds."""
     with torch.device("meta"):
-        network = build.denoiser(config)
+        network = build_network(config)
     if differing := differences(network, load_weights(path)):
         raise ValueError(
-            f"teacher.weights={path}: of another architecture ({differing}); set network.kind, its sizes and "
+            f"{setting}={path}: of another architecture ({differing}); set the network's kind and sizes and "
             "data.num_classes to what these weights were trained with"
         )
 
 
+def _teacher_weights(config: Config) -> None:
+    if config.teacher.weights:
+        _fits("teacher.weights", build.teacher_weights(config, run_root(config)), build.denoiser, config)
+
+
 def _value_weights(config: Config) -> None:
     if path := build.value_weights(config):
-        with torch.device("meta"):
-            network = build.fresh_value(config)
-        if differing := differences(network, load_weights(path)):
-            raise ValueError(
-                f"ten_step.value_weights={path}: of another architecture ({differing}); set ten_step.value_* and "
-                "data.num_classes to what these weights were trained with, or leave it empty to fit a new V"
-            )
+        _fits("ten_step.value_weights", path, build.fresh_value, config)
 
 
 def _inception_weights(config: Config) -> None:

@@ -92,6 +92,15 @@ def test_a_dry_run_shows_the_plan_and_starts_nothing(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_gradient_that_is_not_finite_ends_the_run_with_one_line(tmp_path):
+    done = run("workers.runtime=local", "teacher.optimiser.lr=1e30", f"run.dir={tmp_path}")
+    assert done.returncode == 1
+    (line,) = [line for line in done.stderr.splitlines() if "error" in line]
+    assert "'denoiser' is not finite" in line and "lower the learning rate" in line
+    assert "Traceback" not in done.stderr
+
+
+@pytest.mark.slow
 def test_the_job_ends_with_its_table_and_report_and_a_second_start_shows_them(tmp_path):
     words = ["workers.runtime=local", f"run.dir={tmp_path}"]
     first = run(*words)

@@ -16,7 +16,7 @@ from safetensors.torch import load_file
 from nnce_dist.config.schema import Evaluation
 from nnce_dist.data import synthetic
 from nnce_dist.evaluation import frechet
-from nnce_dist.evaluation.evaluate import count_name, evaluate, reference, round_robin
+from nnce_dist.evaluation.evaluate import count_name, evaluate, reference
 from nnce_dist.evaluation.features import SHAPES_WEIGHTS, Shapes, ShapesNet, file_digest, load_features, to_uint8
 from nnce_dist.evaluation.frechet import (
     Moments,
@@ -29,6 +29,11 @@ from nnce_dist.evaluation.frechet import (
 )
 from nnce_dist.stages import train_features
 from nnce_dist.stages.train_features import blur, nuisance_strengths, spoil, train
+
+
+def round_robin(num_classes):
+    """Every class equally often: image `id` shows class id mod num_classes."""
+    return lambda ids: torch.arange(ids.start, ids.stop) % num_classes
 
 
 def normal(n: int, d: int, seed: int = 0) -> torch.Tensor:

@@ -19,14 +19,6 @@ from nnce_dist.tasks import sid
 SIGMA_INIT, SIGMA_DATA = 2.5, 0.5
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
-
-
 @functools.lru_cache
 def teachers_distance() -> float:
     """Sliced W1 of the weak teacher with 50 Heun steps."""

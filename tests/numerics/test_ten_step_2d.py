@@ -10,7 +10,6 @@ import functools
 import statistics
 
 import pytest
-import torch
 from beds import teacher
 from tuning import RECIPES, distances, samples, settings, tune, untuned
 
@@ -20,14 +19,6 @@ pytestmark = pytest.mark.slow
 
 SEEDS = range(5)
 FOUR_STEPS = {"num_steps": 4, "rho": 4, "keep_last_noise": True, "sampler_batches": 4}
-
-
-@pytest.fixture(autouse=True)
-def one_thread():
-    threads = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(threads)
 
 
 def before(bed: str, chosen: TenStep) -> tuple[float, float]:
