@@ -6,7 +6,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 READY := $(VENV)/.ready
 
-.PHONY: imagenet64 test test-fast lint bench clean
+.PHONY: imagenet64 test test-fast lint bench bench-data bench-sweep faults chaos clean
 
 $(READY): pyproject.toml requirements.lock
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -32,6 +32,20 @@ bench: $(READY)
 	$(BIN)/python tests/benchmarks/loss_cost.py
 	$(BIN)/python tests/benchmarks/ten_step_2d.py
 	$(BIN)/python tests/benchmarks/one_step_2d.py
+
+bench-data: $(READY)
+	$(BIN)/python tests/benchmarks/data_loading.py $(ARGS)
+	$(BIN)/python tests/benchmarks/resume.py
+
+faults: $(READY)
+	$(BIN)/python tests/faults/run.py $(ARGS)
+
+chaos: $(READY)
+	$(BIN)/python tests/faults/chaos.py $(ARGS)
+
+bench-sweep: $(READY)
+	$(BIN)/python tests/benchmarks/packed_trials.py $(ARGS)
+	$(BIN)/python tests/benchmarks/long_sweep.py
 
 clean:
 	rm -rf $(VENV) build *.egg-info

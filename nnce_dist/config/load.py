@@ -1,17 +1,26 @@
 """From YAML presets and `a.b=c` overrides to a checked `Config`. All errors are found, listed together, in seconds."""
 
+import copy
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
+from functools import reduce
 from pathlib import Path
 from typing import Any
 
 from omegaconf import DictConfig, OmegaConf
 from omegaconf.errors import OmegaConfBaseException
+from yaml import YAMLError  # what OmegaConf.load raises
 
+from ..sweep.space import parse
 from .checks import contradictions
 from .schema import Config
+from .sweep_checks import sweep_contradictions
+
+# A number's field cannot hold a word.
+SPACE = "sweep.space."
+SPELLINGS = {"objective.noise_magnitude=auto": "objective.schedule.kind=auto"}
 
 
 class ConfigError(ValueError):
@@ -45,17 +54,25 @@ def nearest(key: str, known: list[str]) -> str:
     return ranked[-1]
 
 
+def _unknown(key: str, known: list[str]) -> str:
+    return f"unknown key {key!r}; nearest: {nearest(key, known)!r}"
+
+
 def _reason(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
 def _merge_one(config: DictConfig, assignment: str, known: list[str]) -> str | None:
     """Merges one `a.b=c` in place; the problem in one line if it cannot be."""
+    assignment = SPELLINGS.get(assignment, assignment)
     key, equals, value = assignment.partition("=")
     if not equals:
         return f"{assignment!r} is not a setting; write key=value (for example run.seed=1)"
+    if key.startswith(SPACE):
+        config.sweep.space[key.removeprefix(SPACE)] = value
+        return None
     if key not in known:
-        return f"unknown key {key!r}; nearest: {nearest(key, known)!r}"
+        return _unknown(key, known)
     try:
         parsed = OmegaConf.from_dotlist([f"v={value}"]).v if value else ""
         OmegaConf.update(config, key, parsed)
@@ -74,10 +91,19 @@ def _flat(tree: Any, path: str = "") -> Iterator[tuple[str, Any]]:
 
 def _merge_file(config: DictConfig, file: Path, known: list[str]) -> list[str]:
     """Merges a YAML preset in place; its problems, one line each."""
+    try:
+        tree = OmegaConf.load(file)
+    except (YAMLError, UnicodeDecodeError, OSError) as error:
+        return [f"{file}: not YAML: {' '.join(str(error).split())}"]
+    if not isinstance(tree, DictConfig):
+        return [f"{file}: holds no settings; write them as in pipelines/presets"]
     problems = []
-    for key, node in _flat(OmegaConf.load(file)):
+    for key, node in _flat(tree):
+        if key.startswith(SPACE):
+            config.sweep.space[key.removeprefix(SPACE)] = str(node._value())
+            continue
         if key not in known:
-            problems.append(f"{file.name}: unknown key {key!r}; nearest: {nearest(key, known)!r}")
+            problems.append(f"{file.name}: {_unknown(key, known)}")
             continue
         try:
             OmegaConf.update(config, key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value())
@@ -104,7 +130,11 @@ def out_of_range(key: str, field: dataclasses.Field, value: Any) -> str | None:
 
 
 def preset_file(name: str, folder: Path) -> Path:
-    """The YAML file of a preset. Raises ConfigError naming the nearest one."""
+    """The YAML file of a preset: of `folder` by its name, any other by its path. Raises ConfigError if it is none."""
+    if name.endswith(".yaml"):
+        if not Path(name).is_file():
+            raise ConfigError([f"preset={name}: no such file"])
+        return Path(name)
     known = sorted(path.stem for path in folder.glob("*.yaml"))
     if name not in known:
         hint = difflib.get_close_matches(name, known, 1, 0) or known
@@ -113,7 +143,7 @@ def preset_file(name: str, folder: Path) -> Path:
 
 
 def load(overrides: list[str], presets: Path, default_preset: str) -> Config:
-    """The configuration of a run: defaults, then the preset, then `a.b=c` overrides (`preset=` picks the preset).
+    """The configuration of a run: defaults, then the preset, then `a.b=c` overrides (`preset=` picks it).
 
     Raises ConfigError with every problem found.
     """
@@ -126,15 +156,68 @@ def load(overrides: list[str], presets: Path, default_preset: str) -> Config:
             problems += filter(None, [_merge_one(config, assignment, known)])
     result = OmegaConf.to_object(config)
     problems += filter(None, (out_of_range(*leaf) for leaf in leaves(result)))
+    problems += (f"run.allow_drift: {_unknown(key, known)}" for key in result.run.allow_drift if key not in known)
     problems += contradictions(result)
+    problems += space_problems(result, known)
     if problems:
+        raise ConfigError(problems)
+    return result
+
+
+def space_problems(config: Config, known: list[str]) -> list[str]:
+    """What is wrong with `sweep.space`: unknown settings, distributions that are none, values that are not allowed."""
+    problems = []
+    for key, text in config.sweep.space.items():
+        try:
+            values = parse(text).values
+        except ValueError as error:
+            problems.append(f"{SPACE}{key}={text}: {error}")
+            continue
+        if key not in known:
+            problems.append(f"sweep.space: {_unknown(key, known)}")
+        elif wrong := next(filter(None, (_wrong_value(config, key, value) for value in values)), None):
+            problems.append(f"{SPACE}{key}={text}: {wrong}")
+    return problems or sweep_contradictions(config)
+
+
+def _wrong_value(config: Config, key: str, value: Any) -> str | None:
+    try:
+        with_settings(config, {key: value})
+    except ConfigError as error:
+        return error.problems[0]
+    return None
+
+
+def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
+    """The configuration with other values of some settings, by dotted key. Raises ConfigError if one is not allowed."""
+    result, problems = copy.deepcopy(config), []
+    for key, value in settings.items():
+        *path, name = key.split(".")
+        part = reduce(getattr, path, result)
+        tree = OmegaConf.structured(part)  # of this part alone: a sweep asks for hundreds of configurations
+        try:
+            OmegaConf.update(tree, name, value)
+            setattr(part, name, getattr(OmegaConf.to_object(tree), name))
+        except OmegaConfBaseException as error:
+            problems.append(f"{key}={value}: {_reason(error)}")
+    problems += filter(None, (out_of_range(*leaf) for leaf in leaves(result) if leaf[0] in settings))
+    if problems := problems or contradictions(result):
         raise ConfigError(problems)
     return result
 
 
 def from_dict(tree: dict) -> Config:
     """A configuration from the plain dictionary that `to_dict` gave."""
-    return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), tree))
+    return _filled(Config(), tree)
+
+
+def _filled(part: Any, tree: dict) -> Any:
+    """A part of the configuration with other values; checked already, so omegaconf need not take .05 s a trial."""
+    nested = {key: getattr(part, key) for key in tree}
+    values = {
+        key: _filled(old, tree[key]) if dataclasses.is_dataclass(old) else tree[key] for key, old in nested.items()
+    }
+    return dataclasses.replace(part, **values)
 
 
 def to_dict(config: Config) -> dict:
@@ -148,8 +231,16 @@ def to_yaml(config: Config) -> str:
 
 
 def read_yaml(path: Path) -> dict:
-    """A configuration written by `to_yaml`, as plain nested dictionaries."""
-    return OmegaConf.to_container(OmegaConf.load(path))
+    """A configuration written by `to_yaml`, as plain nested dictionaries; settings it lacks have defaults."""
+    return OmegaConf.to_container(OmegaConf.merge(to_dict(Config()), OmegaConf.load(path)))
+
+
+def stored(path: Path) -> Config:
+    """The configuration that `to_yaml` wrote to a file. Raises ConfigError if it is none."""
+    try:
+        return OmegaConf.to_object(OmegaConf.merge(OmegaConf.structured(Config), OmegaConf.load(path)))
+    except (OmegaConfBaseException, YAMLError, UnicodeDecodeError, OSError) as error:
+        raise ConfigError([f"{path}: not the configuration of a run: {' '.join(str(error).split())}"]) from None
 
 
 def differences(old: dict, new: dict, path: str = "") -> Iterator[tuple[str, Any, Any]]:

@@ -5,10 +5,11 @@ import os
 from .schema import Config
 
 PATHS = {
-    "run": ("dir",),
+    "run": ("dir", "mirror"),
     "data": ("train", "val", "cache_dir"),
     "teacher": ("weights",),
     "ten_step": ("value_weights",),
+    "density_ratio": ("vectors",),
     "evaluation": ("inception_weights",),
 }
 _WORDS = ("", "shipped")

@@ -13,6 +13,11 @@ def ranged(default: Any, low: float | None = None, high: float | None = None, ch
     return field(default=default, metadata={"low": low, "high": high, "choices": choices})
 
 
+def ranged_list(low: float, high: float) -> Any:
+    """A list, empty by default, whose items have a closed range."""
+    return field(default_factory=list, metadata={"low": low, "high": high})
+
+
 def part(kind: type) -> Any:
     """A nested part of the configuration."""
     return field(default_factory=kind)
@@ -24,12 +29,14 @@ class Run:
 
     name: str = "imagenet64"  # results go to <dir>/<name>; lower case, digits, '-' (also used as a label)
     dir: str = "runs"  # a local folder
+    mirror: str = ""  # s3://bucket/prefix (see data.s3): keeps a copy of the run, from which any machine goes on
     seed: int = ranged(0, 0, 2**31 - 1)  # every random draw of the run follows from it
     verbose: bool = False  # show Ray's own messages
+    allow_drift: list[str] = field(default_factory=list)  # settings that may differ when a run goes on
     stages: list[str] = field(
         default_factory=lambda: ["teacher", "ten_step", "one_step"],
-        metadata={"choices": ("teacher", "ten_step", "one_step")},
-    )  # each is followed by its evaluation; the report comes last
+        metadata={"choices": ("teacher", "ten_step", "one_step", "density_ratio")},
+    )  # each is followed by its evaluation; the report comes last; density_ratio stands alone
 
 
 @dataclass
@@ -38,12 +45,15 @@ class Workers:
 
     runtime: str = ranged("ray", choices=("ray", "local"))  # jobs as trials on Ray, or one by one in this process
     count: int = ranged(1, 1, 4096)  # processes per training run
+    min: int = ranged(0, 0, 4096)  # go on with so few when nodes are lost, more micro-batches each; 0: always `count`
     gpus: float = ranged(0, 0, 8)  # per worker; 0 trains on the CPU
     cpus: float = ranged(1, 0.1, 256)  # per worker
     threads: int = ranged(1, 1, 256)  # torch threads per process
     precision: str = ranged("bfloat16", choices=("float32", "bfloat16"))  # inside networks; losses stay float32
     start_timeout: float = ranged(300, 1)  # seconds to wait for the resources before giving up
     collective_timeout: float = ranged(300, 1)  # seconds a rank waits for the others
+    stall_timeout: float = ranged(600, 1)  # seconds without progress until a process is ended and started again
+    grace: float = ranged(60, 1)  # seconds for saving after SIGTERM or Ctrl-C, before the run ends anyway
     restarts: int = ranged(2, 0)  # times that crashed workers are started again, from the newest checkpoint
 
 
@@ -54,7 +64,7 @@ class S3:
     endpoint_url: str = ""  # empty: AWS
     profile: str = ""  # a profile of the standard credential chain; never a key
     addressing: str = ranged("auto", choices=("auto", "path", "virtual"))
-    timeout: float = ranged(60, 0.1)  # seconds until a whole fetch, retries included, is given up
+    timeout: float = ranged(60, 0.1)  # seconds until a request of at most 64 MiB, retries included, is given up
 
 
 @dataclass
@@ -76,8 +86,11 @@ class Data:
     num_classes: int = ranged(8, 1)
     image_size: int = ranged(64, 8)
     resize: bool = False  # resize other sizes (box, then centre crop) instead of refusing them
+    on_error: str = "fail"  # at a sample that cannot be read; skip(k): another takes its place, for at most k samples
     flip: bool = True  # horizontal flips of half the training images
     cache_dir: str = ""  # local copies of s3 shards; empty: <run dir>/cache
+    cache_bytes: int = ranged(2**38, 0)  # room for them on a node; 0: no bound
+    shuffle_bytes: int = ranged(0, 0)  # samples are mixed over shards of so many bytes; 0: over all that fit
     loader_threads: int = ranged(1, 0, 64)  # decode ahead of training
     s3: S3 = part(S3)
     made: MadeImages = part(MadeImages)
@@ -118,8 +131,12 @@ class Training:
     batch: int = ranged(64, 1)  # global batch, whatever the number of workers
     micro_batch: int = ranged(0, 0)  # per process and backward pass; 0: the rank's whole share
     log_every: int = ranged(1024, 1)  # samples between log lines
-    checkpoint_every: int = ranged(0, 0)  # samples between checkpoints; 0: only at the end
+    checkpoint_every: int = ranged(0, 0)  # samples between checkpoints; 0: only at the end and on a stop
+    keep_last: int = ranged(2, 1)  # newest checkpoints that stay; an older one goes once a newer one is committed
+    keep_best: str = ""  # also the one with the lowest of this figure of metrics.jsonl, e.g. denoiser/loss; empty: none
+    keep_bytes: int = ranged(0, 0)  # budget of a job's checkpoints; the newest stays in any case; 0: no limit
     max_skipped_steps: int = ranged(0, 0)  # non-finite steps tolerated before the run stops
+    rollback: bool = False  # before it stops, once: back to the last checkpoint, on with half the learning rate
 
 
 @dataclass
@@ -140,11 +157,24 @@ class Teacher:
 
 
 @dataclass
+class MagnitudeSchedule:
+    """M on its way to `objective.noise_magnitude`, or `one_step.critic_noise_magnitude` (ratio/magnitude.py)."""
+
+    # auto (also spelt objective.noise_magnitude=auto): ratio/auto_magnitude.py chooses, noise_magnitude is not used
+    kind: str = ranged("constant", choices=("constant", "geometric", "cosine", "piecewise", "auto"))
+    start: float = ranged(1.0, 1)  # geometric, cosine: M at the first sample
+    until: float = ranged(1.0, 1e-6, 1)  # geometric, cosine: fraction of training after which M stays
+    fractions: list[float] = ranged_list(0, 1)  # piecewise: fractions of training at which M changes, ascending
+    magnitudes: list[float] = ranged_list(1, float("inf"))  # piecewise: M before each of them
+
+
+@dataclass
 class Objective:
-    """The energy update's objective (ratio/objectives.py)."""
+    """What a log-ratio is learned with (ratio/objectives.py): the ten-step energy, the density ratio."""
 
     kind: str = ranged("n2ce", choices=("n2ce", "reweighted_bce"))
     noise_magnitude: float = ranged(100.0, 1, float("inf"))  # M in [1, inf]; 1 is NCE, inf is NWJ
+    schedule: MagnitudeSchedule = part(MagnitudeSchedule)
     ratio_regularisation: float = ranged(1.0, 0)  # gamma: weight of E[(ln r)^2] on both sides
     hold_regularisation: bool = False  # use gamma * M/(M+1), which holds gamma * (M+1)/M fixed over M
 
@@ -213,6 +243,24 @@ class OneStep:
 
 
 @dataclass
+class DensityRatio:
+    """A network for ln p/q between two sets of vectors, or of a known ratio (ratio/families.py)."""
+
+    vectors: str = ""  # npz with float arrays p (n, d) and q (m, d); empty: draws from the family below
+    holdout: float = ranged(0.2, 0.01, 0.9)  # of given vectors: the part that is kept for the evaluation
+    family: str = ranged("shift", choices=("shift", "correlation", "scale", "mixture"))
+    dim: int = ranged(5, 1)
+    kl: float = ranged(8.0, 1e-6, 1e4)  # KL(p || q) in nats
+    num_samples: int = ranged(5000, 0)  # a side, drawn once; 0: fresh ones at every step
+    test_samples: int = ranged(10_000, 16)  # a side, for the evaluation
+    network: str = ranged("linear", choices=("linear", "quadratic", "mlp"))
+    width: int = ranged(64, 1)  # mlp
+    num_layers: int = ranged(2, 1)  # mlp: hidden layers
+    optimiser: Optimiser = part(Optimiser)
+    training: Training = part(Training)
+
+
+@dataclass
 class Evaluation:
     """How samplers are measured."""
 
@@ -227,13 +275,31 @@ class Evaluation:
 
 @dataclass
 class Sweep:
-    """The ten-step sampler's trials."""
+    """The trials: over M, or over any settings of one stage (`sweep.space`)."""
 
     noise_magnitudes: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0, 1000.0])
     nwj: bool = True  # also M = inf
+    seeds: list[int] = ranged_list(0, 2**31 - 1)  # density ratio and a space: each trial with each of these as run.seed
     held: bool = True  # also the small M with gamma*(M+1)/M held fixed
     zero_energy: bool = True  # also the control with the energy's weight at 0
     concurrent: int = ranged(0, 0)  # trials at a time; 0: as many as fit
+    per_process: int = ranged(1, 1, 4096)  # trials that share a process: stacked where their task allows, or in turns
+    # sweep.space.<setting>=grid(1,10), choice(a,b), uniform(0,1), loguniform(1,1e4) or integer(2,10) (sweep/space.py):
+    space: dict[str, str] = field(default_factory=dict)  # in place of the magnitudes and controls above
+    strategy: str = ranged("grid", choices=("grid", "random", "asha", "pbt", "tpe"))  # sweep/strategies.py
+    trials: int = ranged(0, 0)  # draws of what is no grid; pbt: the population
+    metric: str = "selection"  # what trials are judged by: the report's selection figure, or one of metrics.jsonl
+    mode: str = ranged("min", choices=("min", "max"))  # which value of it is good
+    interval: int = ranged(
+        0, 0
+    )  # asha: samples of the first rung, pbt: of a generation; 0: a sixteenth of the training
+    reduction: float = ranged(
+        4.0, 2
+    )  # asha: of the trials at a rung one in so many goes on, to so many times the samples
+    batch: int = ranged(4, 1)  # tpe: trials suggested at a time
+    price_per_hour: float = ranged(0.0, 0)  # of one worker, for the plan
+    # budget for the checkpoints of all trials together: each keeps fewer, fewer run at a time, ended ones keep none
+    checkpoint_bytes: int = ranged(0, 0)  # 0: no limit
 
 
 @dataclass
@@ -256,6 +322,7 @@ class Config:
     objective: Objective = part(Objective)
     ten_step: TenStep = part(TenStep)
     one_step: OneStep = part(OneStep)
+    density_ratio: DensityRatio = part(DensityRatio)
     evaluation: Evaluation = part(Evaluation)
     sweep: Sweep = part(Sweep)
     metrics: Metrics = part(Metrics)

@@ -5,6 +5,7 @@ import fcntl
 import gzip
 import hashlib
 import os
+import random
 import tempfile
 import time
 import zlib
@@ -12,10 +13,17 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
 
+from . import counters
+from .locks import try_lock, wait_for_other
+from .room import NoRoomError, hold_copy, make_room
 from .store import Blob, Store, local_path, scheme_of
 
 MAX_EXPANSION = 100  # a .tar.gz that grows more than this is taken for a decompression bomb
 _CHUNK = 1 << 20
+
+
+class DamagedShardError(ValueError):
+    """A shard whose bytes are not those that were indexed."""
 
 
 def make_once(final: Path, write: Callable[[BinaryIO], None], deadline: float) -> None:
@@ -26,9 +34,12 @@ def make_once(final: Path, write: Callable[[BinaryIO], None], deadline: float) -
     """
     unfinished = final.with_name(final.name + ".tmp")
     final.parent.mkdir(parents=True, exist_ok=True)
+    end = time.monotonic() + deadline
     while not final.exists():
         with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:  # creates, never truncates
-            _lock(file, unfinished, deadline)
+            if not try_lock(file.fileno(), fcntl.LOCK_EX):
+                wait_for_other(unfinished, end, deadline)
+                continue  # never on this file: finished and held by its readers, it stays locked
             if not _is_at(file, unfinished):
                 continue  # the process that held the lock has renamed or removed it: look again
             if final.exists():
@@ -54,19 +65,6 @@ def _write_and_rename(file: BinaryIO, unfinished: Path, final: Path, write: Call
         raise
 
 
-def _lock(file: BinaryIO, path: Path, deadline: float) -> None:
-    end = time.monotonic() + deadline
-    while True:
-        try:
-            return fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            if time.monotonic() > end:
-                raise TimeoutError(
-                    f"{path}: another process has been writing it for {deadline:.0f} s; is it stuck?"
-                ) from None
-            time.sleep(0.05)
-
-
 def _is_at(file: BinaryIO, path: Path) -> bool:
     try:
         return os.path.samestat(os.fstat(file.fileno()), os.stat(path))
@@ -75,25 +73,41 @@ def _is_at(file: BinaryIO, path: Path) -> bool:
 
 
 class ShardCache:
-    """Makes shards local: plain files stay where they are, s3 objects and .gz files are copied into `folder`."""
+    """Copies of shards in a folder that the processes of a node share: s3 objects and .gz files, whole and verified.
 
-    # Bounding the folder belongs here: `local` is the only place that adds to it.
+    The copies, those being made included, have at most `max_bytes` (0: no bound); what was not used for longest goes
+    first: the order of the samples is done with a shard for the rest of an epoch. A copy that is held is never removed.
+    """
 
-    def __init__(self, folder: str | Path, store: Store, deadline: float):
-        self.folder = Path(folder)
+    def __init__(self, folder: str | Path, store: Store, deadline: float, max_bytes: int = 0):
+        self.folder, self.max_bytes = Path(folder), max_bytes
         self._store = store
-        self._deadline = deadline  # seconds another process may take for a shard that we need too
+        self._deadline = deadline  # seconds another process may take for a shard, or for room, that we need too
 
-    def local(self, blob: Blob) -> Path:
-        """The path of a whole, uncompressed copy of the shard."""
-        packed = blob.url.endswith((".gz", ".tgz"))
-        if scheme_of(blob.url) == "file" and not packed:
-            return Path(local_path(blob.url))
-        final = self.entry(blob, ".tar")
-        if final.exists() and not packed and final.stat().st_size != blob.size:
-            final.unlink()  # damaged from outside: a finished entry had the right size
-        make_once(final, lambda file: self._write(blob, packed, file), self._deadline)
-        return final
+    def hold(self, blob: Blob, num_bytes: int, sha256: str | None = None) -> int:
+        """An open file, for reading, of the uncompressed shard; it stays in the cache until the file is closed.
+
+        `num_bytes` and `sha256` are those of the uncompressed shard; the latter is checked when a copy is made. Raises
+        DamagedShardError when the stored shard differs, OSError or TimeoutError with one line.
+        """
+        if not is_copied(blob):
+            return os.open(local_path(blob.url), os.O_RDONLY)
+        final, end = self.copy_path(blob, num_bytes), time.monotonic() + self._deadline
+        if (file := hold_copy(final, num_bytes)) is not None:
+            counters.add("cache_hits")
+            return file
+        while (file := hold_copy(final, num_bytes)) is None:
+            try:
+                make_once(final, lambda file: self._write(blob, num_bytes, sha256, file), self._deadline)
+            except NoRoomError:
+                if time.monotonic() > end:
+                    raise
+                time.sleep(random.uniform(0.05, 0.2))  # the others are at the same point
+        return file
+
+    def copy_path(self, blob: Blob, num_bytes: int) -> Path:
+        """Where the copy of an uncompressed shard of `num_bytes` lies; its name tells its size."""
+        return self.entry(blob, f"-{num_bytes}.tar")
 
     def entry(self, blob: Blob, suffix: str) -> Path:
         """The name in the cache of something made from this version of this object."""
@@ -101,14 +115,40 @@ class ShardCache:
         identity = "\n".join((self._store.endpoint, place, blob.version, str(blob.size)))
         return self.folder / (hashlib.sha256(identity.encode()).hexdigest()[:32] + suffix)
 
-    def _write(self, blob: Blob, packed: bool, file: BinaryIO) -> None:
-        if not packed:
-            return self._store.fetch(blob, file)
-        with tempfile.TemporaryFile(dir=self.folder) as compressed:
-            self._store.fetch(blob, compressed)
-            compressed.seek(0)
-            _decompress(blob, compressed, file)
-        return None
+    def _write(self, blob: Blob, num_bytes: int, sha256: str | None, file: BinaryIO) -> None:
+        make_room(self.folder, num_bytes, self.max_bytes)
+        for _ in range(2):  # damaged on the way, or where it lies?
+            file.seek(0)
+            file.truncate()
+            counters.add("fetched_bytes", blob.size)
+            copy_uncompressed(blob, self._store, file, self.folder)
+            file.seek(0)
+            if sha256 in (None, hashlib.file_digest(file, "sha256").hexdigest()):
+                return
+        raise DamagedShardError(
+            f"{blob.url}: its content is not what its index tells; copy the shard again, or index it anew"
+        )
+
+
+def is_copied(blob: Blob) -> bool:
+    """Whether a shard is read from a copy: plain files stay where they are."""
+    return scheme_of(blob.url) == "s3" or is_compressed(blob.url)
+
+
+def is_compressed(url: str) -> bool:
+    """Whether a shard is stored as .tar.gz."""
+    return url.endswith((".gz", ".tgz"))
+
+
+def copy_uncompressed(blob: Blob, store: Store, file: BinaryIO, scratch: Path | None = None) -> None:
+    """Writes a shard as plain tar into an empty file; `scratch` is a folder with room for a compressed copy."""
+    if not is_compressed(blob.url):
+        return store.fetch(blob, file)
+    with tempfile.TemporaryFile(dir=scratch) as compressed:
+        store.fetch(blob, compressed)
+        compressed.seek(0)
+        _decompress(blob, compressed, file)
+    return None
 
 
 def _decompress(blob: Blob, compressed: BinaryIO, file: BinaryIO) -> None:

@@ -4,6 +4,7 @@ import io
 import zlib
 from dataclasses import replace
 
+from ..config.checks import tolerated
 from ..config.schema import Data
 from .images import check_size
 from .index import outside_classes, read_label
@@ -36,18 +37,31 @@ def _check_samples(url: str, start: bytes, whole: bool, data: Data) -> None:
     found = list(members(file, url, partial=not whole))
     if not whole and found:
         found = [member for member in found if member.key != found[-1].key]  # the last sample may go on
+    bad = 0
     for sample in samples(iter(found), url):
-        _check_sample(file, sample, url, data)
+        _check_label(file, sample, url, data)
+        try:
+            _check_picture(file, sample, url, data)
+        except ValueError:
+            bad += 1
+            if bad > tolerated(data.on_error):
+                raise
 
 
-def _check_sample(file: io.BytesIO, sample: dict[str, Member], url: str, data: Data) -> None:
-    picture = next(member for extension, member in sample.items() if extension in IMAGES)
-    name = f"{url}: sample {picture.key!r}"
+def _check_label(file: io.BytesIO, sample: dict[str, Member], url: str, data: Data) -> None:
     label = read_label(file, sample, url)
     if not 0 <= label < data.num_classes:
-        raise ValueError(outside_classes(name, label, data.num_classes))
+        raise ValueError(outside_classes(_name(sample, url), label, data.num_classes))
+
+
+def _check_picture(file: io.BytesIO, sample: dict[str, Member], url: str, data: Data) -> None:
+    picture = next(member for extension, member in sample.items() if extension in IMAGES)
     file.seek(picture.offset)
-    check_size(file.read(picture.size), data.image_size, data.resize, name)
+    check_size(file.read(picture.size), data.image_size, data.resize, _name(sample, url))
+
+
+def _name(sample: dict[str, Member], url: str) -> str:
+    return f"{url}: sample {next(iter(sample.values())).key!r}"
 
 
 def _decompressed(url: str, start: bytes) -> bytes:

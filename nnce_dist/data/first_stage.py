@@ -5,8 +5,9 @@ from itertools import count
 
 from torch.utils.data import IterableDataset, get_worker_info
 
+from .bad_samples import BadSamples
 from .index import ShardSet
-from .shards import samples_at
+from .shards import Order
 
 _BLOCK = 1024  # positions looked up at a time
 
@@ -18,9 +19,9 @@ class FirstStage(IterableDataset):
     In a DataLoader the workers take the positions in turn, so the samples' order is the same for any number of workers.
     """
 
-    def __init__(self, shards: ShardSet, seed: int, shuffle: bool, start: int, step: int):
+    def __init__(self, shards: ShardSet, order: Order, bad: BadSamples, seed: int, start: int, step: int):
         super().__init__()
-        self._shards, self._seed, self._shuffle = shards, seed, shuffle
+        self._shards, self._order, self._bad, self._seed = shards, order, bad, seed
         self._start, self._step = start, step
 
     def __iter__(self) -> Iterator[dict[str, bytes | str]]:
@@ -29,8 +30,9 @@ class FirstStage(IterableDataset):
         start, step = self._start + number * self._step, self._step * num_workers
         for block in count(start, _BLOCK * step):
             positions = range(block, block + _BLOCK * step, step)
-            for sample in samples_at(self._seed, positions, len(self._shards), self._shuffle):
-                yield self._sample(int(sample))
+            self._shards.shelf.want(self._order.shards_at(self._seed, positions))
+            for sample in self._order.samples_at(self._seed, positions):
+                yield self._bad.readable(int(sample), self._sample)[1]
 
     def _sample(self, sample: int) -> dict[str, bytes | str]:
         url, key = self._shards.identity(sample)

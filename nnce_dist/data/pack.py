@@ -1,76 +1,150 @@
-"""Pictures into WebDataset shards with their index: lossless, the same bytes every time, all of a set or nothing."""
+"""Pictures into WebDataset shards with their indexes: the same bytes every time, shard by shard, in several processes.
 
+A set is described by `dataset.json`, which is stored first; an index is stored after its shard. So a pack that was
+killed goes on with the shards that have no index, and only with the source and the settings it began with.
+"""
+
+import json
 import os
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
 
-import numpy as np
-import webdataset as wds
-
-from .cache import make_once
-from .images import encode_png
+from ..config.schema import S3
+from .images import fit
 from .index import SUFFIX, index_shard
+from .locks import lock
+from .parallel import spread
+from .set_index import set_url, store_set
+from .source import DESCRIPTION, Sample, Samples, Source
+from .store import Store, local_path, open_store, scheme_of
+from .tar import write_tar
 
-_NAME = "shard-%06d.tar"
+_PATIENCE = 300.0  # seconds to wait for another process that packs into the same folder
 
 
-def pack(images: Iterable[tuple[np.ndarray, int]], out_dir: str | Path, shard_size: int) -> str:
-    """Writes (uint8 (H, W, 3), class number) pairs as shards of `shard_size` into a new folder and gives its pattern.
+def pack(
+    source: Source,
+    out: str | Path,
+    shard_size: int,
+    image_size: int = 0,
+    processes: int = 1,
+    settings: S3 | None = None,
+    on_progress: Callable[[int], None] = lambda done: None,
+) -> str:
+    """Writes a source as shards of `shard_size` samples into a folder or under an s3:// prefix; gives their pattern.
 
-    The folder appears only when everything in it is written, so one that exists is complete. If it exists already, or
-    another process is first, that one is kept and nothing is written. Raises ValueError for an empty set.
+    Pictures stay as they are, or are brought to `image_size` as `data.resize` does it; each is decoded once, so that
+    damaged ones are found now. `on_progress` hears how many samples are done, first those of an earlier run. Raises
+    ValueError or OSError with one line, among others where `out` holds something else.
     """
-    out_dir = Path(out_dir).absolute()
-    if (pattern := packed(out_dir)) is not None:
-        return pattern
-    out_dir.parent.mkdir(parents=True, exist_ok=True)
-    with tempfile.TemporaryDirectory(dir=out_dir.parent, prefix=f".{out_dir.name}-") as unfinished:
-        whole = Path(unfinished) / "whole"
-        whole.mkdir()
-        _write_shards(_samples(images), whole, shard_size)
-        _publish(whole, out_dir)
-    return packed(out_dir)
+    folder, total = _folder(str(out)), len(source.samples)
+    firsts = range(0, total, shard_size)
+    pattern = f"shard-{{{0:06d}..{len(firsts) - 1:06d}}}.tar"
+    write = _ShardWriter(folder, image_size, settings or S3())
+    store = open_store([f"{folder}/{DESCRIPTION}"], write.settings)
+    _claim(store, folder, _description(source, pattern, shard_size, image_size))
+    with _alone(folder):
+        there = {blob.url for blob in store.objects(folder)}
+        missing = [first for first in firsts if write.url(first // shard_size) + SUFFIX not in there]
+        done = total - sum(min(shard_size, total - first) for first in missing)
+        on_progress(done)
+        jobs = ((first // shard_size, first, source.samples[first : first + shard_size]) for first in missing)
+        for num_samples in spread(write, jobs, min(processes, max(len(missing), 1))):
+            on_progress(done := done + num_samples)
+        urls = [write.url(number) for number in range(len(firsts))]
+        if missing or set_url(urls) not in there | {None}:
+            store_set(urls, store)
+    return f"{folder}/{pattern}"
 
 
-def packed(out_dir: str | Path) -> str | None:
-    """The shard pattern of a folder that `pack` made, or None where there is none."""
-    shards = sorted(Path(out_dir).absolute().glob("shard-*.tar"))
-    if not shards:
-        return None
-    return str(shards[0].parent / f"shard-{{{0:06d}..{len(shards) - 1:06d}}}.tar")
+@dataclass(frozen=True)
+class _ShardWriter:
+    """What each process does."""
+
+    folder: str
+    image_size: int
+    settings: S3
+
+    @cached_property
+    def _store(self) -> Store:
+        return open_store([self.url(0)], self.settings)
+
+    def url(self, number: int) -> str:
+        return f"{self.folder}/shard-{number:06d}.tar"
+
+    def __call__(self, job: tuple[int, int, Samples]) -> int:
+        number, first, part = job
+        url = self.url(number)
+        with tempfile.TemporaryFile() as file:  # it has no name, so that nothing of it stays after a kill
+            write_tar(file, ((f"{key:08d}", self._members(sample)) for key, sample in enumerate(part, first)))
+            path = Path(f"/proc/self/fd/{file.fileno()}")
+            index = index_shard(path, url)
+            self._store.put(url, path)
+        self._store.put(url + SUFFIX, index.to_bytes())
+        return len(index)
+
+    def _members(self, sample: Sample) -> dict[str, bytes]:
+        picture = fit(sample.picture, self.image_size, sample.name)
+        return {"png" if picture.startswith(b"\x89PNG") else "jpg": picture, **sample.others}
 
 
-def _samples(images: Iterable[tuple[np.ndarray, int]]) -> Iterator[dict[str, str | bytes]]:
-    for number, (pixels, label) in enumerate(images):
-        yield {"__key__": f"{number:08d}", "png": encode_png(pixels), "cls": str(int(label)).encode()}
+def _folder(out: str) -> str:
+    if "{" in out or "}" in out:
+        raise ValueError(f"{out!r}: shards go to one folder or prefix; its name may have no braces")
+    out = out.rstrip("/") or "/"
+    if scheme_of(out) == "file":
+        return os.path.abspath(local_path(out))
+    if not out.lower().startswith("s3://"):
+        raise ValueError(f"{out!r}: write s3://bucket/prefix")
+    return out
 
 
-def _write_shards(samples: Iterator[dict[str, str | bytes]], folder: Path, shard_size: int) -> None:
-    if (first := next(samples, None)) is None:
-        raise ValueError("no pictures to pack")
-    pattern = str(folder).replace("%", "%%") + "/" + _NAME
-    fixed = {"user": "root", "group": "root", "mtime": 0.0, "encoder": False}
-    with wds.ShardWriter(pattern, maxcount=shard_size, verbose=0, post=_finish, **fixed) as writer:
-        writer.write(first)
-        for sample in samples:
-            writer.write(sample)
+def _description(source: Source, pattern: str, shard_size: int, image_size: int) -> dict:
+    return {
+        "source": source.identity,
+        "shards": pattern,
+        "shard_size": shard_size,
+        "num_samples": len(source.samples),
+        "num_classes": source.num_classes,
+        "class_names": list(source.class_names),
+        "image_size": image_size,
+    }
 
 
-def _finish(shard: str) -> None:
-    """A shard that is whole goes to the disk for good and gets its index."""
-    path = Path(shard)
-    with open(path, "rb") as file:
-        os.fsync(file.fileno())
-    make_once(path.with_name(path.name + SUFFIX), index_shard(path, path.name).save, deadline=60.0)
-
-
-def _publish(whole: Path, out_dir: Path) -> None:
-    folder = os.open(whole, os.O_RDONLY)
-    os.fsync(folder)  # its entries, before its name tells that they are all there
-    os.close(folder)
+def _claim(store: Store, folder: str, description: dict) -> None:
+    """Stores the description, or finds the same one there; raises ValueError for any other."""
+    url = f"{folder}/{DESCRIPTION}"
     try:
-        whole.rename(out_dir)
-    except OSError:
-        if packed(out_dir) is None:
-            raise
+        found = store.read(url)
+    except FileNotFoundError:
+        strange = [blob.url for blob in store.objects(folder) if blob.url.endswith((".tar", ".tar.gz", ".tgz"))]
+        if strange:
+            raise ValueError(
+                f"{folder}: holds shards ({strange[0]}) but no {DESCRIPTION}, so they may be of another source; "
+                "pack into another folder"
+            ) from None
+        return store.create(url, (json.dumps(description, indent=1) + "\n").encode())
+    other = [key for key, value in description.items() if json.loads(found).get(key) != value]
+    if other:
+        raise ValueError(
+            f"{folder}: holds shards of another source or other settings ({', '.join(other)} in {DESCRIPTION}); "
+            "pack into another folder, or remove this one"
+        )
+    return None
+
+
+@contextmanager
+def _alone(folder: str) -> Iterator[None]:
+    """On a disk one process packs into a folder, others wait; what killed ones left unfinished is cleared away."""
+    if scheme_of(folder) != "file":
+        yield
+        return
+    with open(f"{folder}/{DESCRIPTION}", "rb") as file:
+        lock(file, Path(file.name), _PATIENCE)
+        for unfinished in Path(folder).glob("shard-*.tmp"):
+            unfinished.unlink()
+        yield

@@ -1,85 +1,137 @@
-"""Objects of an S3-compatible store through s3fs: whole objects, one retry loop with a deadline, errors told apart.
+"""Objects of an S3-compatible store: whole or not at all, of the size and version that were asked for.
 
-s3fs retries some faults, multiplies its tries with botocore's, and does not protect its chunked downloads against short
-bodies. So both are told to try once, every object is one streamed GET that is checked against the object's size and
-ETag, and the only retry loop is here. Credentials come from the standard chain only and are never read or held here.
+Every request moves at most `_PART` bytes and has the whole deadline of `S3Client.persist` for itself.
 """
 
-import asyncio
-import logging
-import time
-from collections.abc import Awaitable, Callable
+import hashlib
+import os
+from base64 import b64encode
+from collections.abc import Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
+from itertools import islice
+from pathlib import Path
 from typing import BinaryIO, TypeVar
-from urllib.parse import urlsplit
-
-import aiohttp
-import botocore.exceptions as boto
-import s3fs
-import tenacity
-from fsspec.asyn import sync
 
 from ..config.schema import S3
+from .s3_client import S3Client
+from .s3_errors import TryAgain, bucket_and_key, code_and_status
 from .store import Blob
 
 T = TypeVar("T")
 
 _CHUNK = 1 << 20
-_MISSING = {"NoSuchBucket", "NoSuchKey", "NoSuchVersion", "404"}
-_EXPIRED = {"ExpiredToken", "ExpiredTokenException", "TokenRefreshRequired"}
-_CHANGED = {"PreconditionFailed", "412"}
-_TRANSIENT_STATUS = {408, 429, 500, 502, 503, 504}
-_TRANSIENT_CODES = {"RequestTimeout", "SlowDown", "ServiceUnavailable", "InternalError", "Throttling"}
-_TRANSIENT_ERRORS = (
-    TimeoutError,
-    ConnectionError,
-    aiohttp.ClientError,
-    boto.HTTPClientError,
-    boto.ConnectionError,
-    boto.IncompleteReadError,
-    boto.FlexibleChecksumError,
-    boto.ResponseStreamingError,
-)
-
-_log = logging.getLogger(__name__)
-logging.getLogger("botocore").setLevel(logging.INFO)  # its debug messages hold key ids and signatures
-
-
-class _TryAgain(Exception):
-    """A fault that may pass; its text says which."""
-
-
-class _Expired(_TryAgain):
-    """The credentials have run out; looking them up again may help."""
-
-
-class _OneTry(s3fs.S3FileSystem):
-    retries = 1
+_PART = 64 * 2**20  # bytes of one request
+_STRANGERS = 4  # a listing of so many times what is looked for is not read on
+_ACTIONS = {  # botocore's methods as access policies name what they need
+    "put_object": "PutObject",
+    "create_multipart_upload": "PutObject",
+    "upload_part": "PutObject",
+    "complete_multipart_upload": "PutObject",
+    "abort_multipart_upload": "AbortMultipartUpload",
+    "delete_object": "DeleteObject",
+}
 
 
 class S3Store:
-    """Reads objects of one S3-compatible service. Safe to use from several threads, not after a fork."""
+    """The objects of one S3-compatible service. Safe to use from any thread of any process.
+
+    All methods raise PermissionError (denied), TimeoutError (no answer within the deadline), FileNotFoundError or
+    ValueError with one line that names bucket, key and action.
+    """
 
     def __init__(self, settings: S3):
-        self.endpoint = _checked_endpoint(settings.endpoint_url)
-        self._deadline = settings.timeout
-        self._filesystem = _connect(settings)
+        self._client = S3Client(settings)
+        self.endpoint = self._client.endpoint
 
     def peek(self, url: str, num_bytes: int) -> tuple[Blob, bytes]:
-        """See `Store.peek`. Raises FileNotFoundError, PermissionError, TimeoutError, or ValueError."""
-        return self._persist(url, lambda: self._peek(url, num_bytes))
+        """See `Store.peek`."""
+        return self._client.persist("GetObject", url, lambda: self._peek(url, num_bytes))
+
+    def find(self, urls: Sequence[str]) -> dict[str, Blob]:
+        """See `Store.find`; nothing where listing is not allowed, or tells mostly of other objects."""
+        wanted, last, start = set(urls), max(urls), os.path.commonprefix(list(urls))
+        found = {}
+        with suppress(PermissionError, FileNotFoundError, ValueError):  # the latter two: of several buckets
+            for blob in islice(self._pages(start), _STRANGERS * len(wanted)):
+                if blob.url > last:  # services list in the order of the keys
+                    break
+                if blob.url in wanted:
+                    found[blob.url] = blob
+        return found
 
     def fetch(self, blob: Blob, file: BinaryIO) -> None:
-        """See `Store.fetch`. Raises as `peek`, and OSError when the object was overwritten meanwhile."""
-        self._persist(blob.url, lambda: self._fetch(blob, file))
+        """See `Store.fetch`; OSError when the object was overwritten meanwhile."""
+        for start in range(0, blob.size, _PART) or [0]:
+            part = (start, min(_PART, blob.size - start))
+            self._client.persist("GetObject", blob.url, lambda part=part: self._fetch(blob, *part, file))
+
+    def read(self, url: str) -> bytes:
+        """See `Store.read`."""
+        return self._client.persist("GetObject", url, lambda: self._read(url))
+
+    def put(self, url: str, source: bytes | Path) -> None:
+        """See `Store.put`. A file of more than `_PART` bytes goes up in parts, and appears when all are there."""
+        if isinstance(source, bytes):
+            return self._put(url, source)
+        if source.stat().st_size <= _PART:
+            return self._put(url, source.read_bytes())
+        return self._put_parts(url, source)
+
+    def create(self, url: str, content: bytes) -> None:
+        """See `Store.create`."""
+        try:
+            self._send("put_object", url, Body=content, ContentMD5=_md5(content), IfNoneMatch="*")
+        except FileExistsError:
+            if self.read(url) != content:  # else it may be ours: an earlier try arrived, its answer did not
+                raise
+
+    def delete(self, url: str) -> None:
+        """See `Store.delete`."""
+        self._send("delete_object", url)
+
+    def objects(self, folder: str) -> list[Blob]:
+        """See `Store.objects`."""
+        return sorted(self._pages(folder.rstrip("/") + "/"), key=lambda blob: blob.url)
+
+    def _pages(self, start: str) -> Iterator[Blob]:
+        """The objects whose URL begins so."""
+        bucket, prefix = bucket_and_key(start)
+        request = {"Bucket": bucket, "Prefix": prefix}
+        while True:
+            reply = self._client.persist("ListBucket", start, lambda: self._client.call("list_objects_v2", **request))
+            for found in reply.get("Contents", []):
+                if not found["Key"].endswith("/"):  # consoles make such objects to show folders
+                    yield Blob(f"s3://{bucket}/{found['Key']}", found["Size"], found["ETag"])
+            if not reply.get("IsTruncated"):
+                return
+            request["ContinuationToken"] = reply["NextContinuationToken"]
+
+    def _put(self, url: str, content: bytes) -> None:
+        self._send("put_object", url, Body=content, ContentMD5=_md5(content))
+
+    def _put_parts(self, url: str, path: Path) -> None:
+        upload = {"UploadId": self._send("create_multipart_upload", url)["UploadId"]}
+        try:
+            with open(path, "rb") as file:
+                parts = [self._put_part(url, upload, number, file.read(_PART)) for number in _part_numbers(path)]
+            self._send("complete_multipart_upload", url, MultipartUpload={"Parts": parts}, **upload)
+        except Exception:
+            with suppress(OSError):  # the first failure is the one to tell
+                self._send("abort_multipart_upload", url, **upload)
+            raise
+
+    def _put_part(self, url: str, upload: dict, number: int, content: bytes) -> dict:
+        part = {"PartNumber": number, "Body": content, "ContentMD5": _md5(content), **upload}
+        return {"PartNumber": number, "ETag": self._send("upload_part", url, **part)["ETag"]}
+
+    def _send(self, method: str, url: str, **request) -> dict:
+        return self._client.persist(_ACTIONS[method], url, lambda: self._ask(method, url, **request))
 
     async def _peek(self, url: str, num_bytes: int) -> tuple[Blob, bytes]:
-        bucket, key = split(url)
         try:
-            reply = await self._filesystem._call_s3(
-                "get_object", Bucket=bucket, Key=key, Range=f"bytes=0-{num_bytes - 1}"
-            )
+            reply = await self._ask("get_object", url, Range=f"bytes=0-{num_bytes - 1}")
         except OSError as error:
-            if _code_and_status(error)[1] == 416:  # no first byte: an empty object
+            if code_and_status(error)[1] == 416:  # no first byte: an empty object
                 return Blob(url, 0, ""), b""
             raise
         if "ContentRange" not in reply:
@@ -89,106 +141,34 @@ class S3Store:
         await _copy(reply["Body"], content.extend, min(num_bytes, size))
         return Blob(url, size, reply.get("ETag", "")), bytes(content)
 
-    async def _fetch(self, blob: Blob, file: BinaryIO) -> None:
-        bucket, key = split(blob.url)
-        file.seek(0)
+    async def _fetch(self, blob: Blob, start: int, size: int, file: BinaryIO) -> None:
+        file.seek(start)
         file.truncate()
         same = {"IfMatch": blob.version} if blob.version else {}
-        reply = await self._filesystem._call_s3("get_object", Bucket=bucket, Key=key, **same)
-        await _copy(reply["Body"], file.write, blob.size)
+        part = {"Range": f"bytes={start}-{start + size - 1}"} if size < blob.size else {}  # a whole GET checks its CRC
+        reply = await self._ask("get_object", blob.url, **same, **part)
+        await _copy(reply["Body"], file.write, size)
 
-    def _persist(self, url: str, attempt: Callable[[], Awaitable[T]]) -> T:
-        """The result of an attempt, repeated with full-jitter back-off while faults may pass and the deadline holds."""
-        end = time.monotonic() + self._deadline
-        renewed = False
+    async def _read(self, url: str) -> bytes:
+        reply = await self._ask("get_object", url)
+        content = bytearray()
+        await _copy(reply["Body"], content.extend, reply["ContentLength"])
+        return bytes(content)
 
-        def once() -> T:
-            nonlocal renewed
-            try:
-                return self._once(url, attempt, end)
-            except _Expired as error:
-                if renewed:
-                    raise PermissionError(f"{url}: {error}; log in again, or check the role of this process") from None
-                renewed = True
-                self._filesystem.connect(refresh=True)
-                raise
-
-        tries = tenacity.Retrying(
-            retry=tenacity.retry_if_exception_type(_TryAgain),
-            wait=tenacity.wait_random_exponential(multiplier=0.2, max=30),
-            stop=tenacity.stop_before_delay(self._deadline),
-            before_sleep=lambda state: _log.info("%s: %s; trying again", url, state.outcome.exception()),
-        )
-        try:
-            return tries(once)
-        except tenacity.RetryError as error:
-            last = error.last_attempt
-            raise TimeoutError(
-                f"{url}: no whole answer from {self.endpoint} within {self._deadline:g} s and "
-                f"{last.attempt_number} tries (the last: {last.exception()}); check the store, or raise data.s3.timeout"
-            ) from None
-
-    def _once(self, url: str, attempt: Callable[[], Awaitable[T]], end: float) -> T:
-        async def bounded() -> T:
-            return await asyncio.wait_for(attempt(), max(end - time.monotonic(), 0.01))
-
-        try:
-            return sync(self._filesystem.loop, bounded)
-        except _TryAgain:
-            raise
-        except Exception as error:
-            raise self._told_apart(url, error) from error
-
-    def _told_apart(self, url: str, error: Exception) -> Exception:
-        """The error to raise: `_TryAgain`, or a final one of one line."""
-        code, status = _code_and_status(error)
-        bucket, key = split(url)
-        asked = f"s3:GetObject on bucket {bucket!r}, key {key!r} at {self.endpoint}"
-        if code in _EXPIRED:
-            return _Expired(f"the credentials for {asked} have expired ({code})")
-        if code in _CHANGED:
-            return OSError(f"{url}: overwritten while it was read; shards must not change during a run")
-        if code == "NoSuchBucket":
-            return FileNotFoundError(f"{url}: no bucket {bucket!r} at {self.endpoint}; check data.s3.endpoint_url")
-        if code in _MISSING:
-            return FileNotFoundError(f"{url}: bucket {bucket!r} has no key {key!r}; check the shard pattern")
-        if status in _TRANSIENT_STATUS or code in _TRANSIENT_CODES:
-            return _TryAgain(f"{status} {code}")
-        if status == 403:
-            return PermissionError(
-                f"{url}: denied ({code}): {asked}; check the key, and what the role or profile in use may read"
-            )
-        if code:
-            return ValueError(f"{url}: refused ({status} {code}): {asked}; check region, endpoint and addressing")
-        return _not_answered(url, asked, error)
+    def _ask(self, method: str, url: str, **request) -> Awaitable[dict]:
+        bucket, key = bucket_and_key(url)
+        if not key:
+            raise ValueError(f"{url!r}: write s3://bucket/key")
+        return self._client.call(method, Bucket=bucket, Key=key, **request)
 
 
-def split(url: str) -> tuple[str, str]:
-    """Bucket and key of `s3://bucket/key`; raises ValueError."""
-    bucket, _, key = url[len("s3://") :].partition("/")
-    if not bucket or not key or not url.lower().startswith("s3://"):
-        raise ValueError(f"{url!r}: write s3://bucket/key")
-    return bucket, key
+def _md5(content: bytes) -> str:
+    """What the service compares with what arrived; of all checksums, the one that every service knows."""
+    return b64encode(hashlib.md5(content, usedforsecurity=False).digest()).decode()
 
 
-def _not_answered(url: str, asked: str, error: Exception) -> Exception:
-    """For errors without an answer of the service."""
-    if isinstance(error, _TRANSIENT_ERRORS) and not isinstance(error, boto.SSLError):
-        return _TryAgain(type(error).__name__)
-    if isinstance(error, boto.NoCredentialsError):
-        return PermissionError(
-            f"{url}: no S3 credentials for {asked}; give the process a role, set AWS_PROFILE or data.s3.profile"
-        )
-    if isinstance(error, boto.BotoCoreError):
-        return ValueError(f"{url}: {' '.join(str(error).split())} ({asked})")
-    return error  # not of the store: the local disk, or a mistake in this program
-
-
-def _code_and_status(error: Exception) -> tuple[str, int]:
-    """S3's error code and the HTTP status, or ("", 0): s3fs gives its own errors and keeps botocore's as the cause."""
-    answer = getattr(error if isinstance(error, boto.ClientError) else error.__cause__, "response", None) or {}
-    status = answer.get("ResponseMetadata", {}).get("HTTPStatusCode", 0)
-    return str(answer.get("Error", {}).get("Code", "")), status
+def _part_numbers(path: Path) -> range:
+    return range(1, 1 + -(-path.stat().st_size // _PART))
 
 
 async def _copy(body, write: Callable[[bytes], object], num_bytes: int) -> None:
@@ -201,32 +181,4 @@ async def _copy(body, write: Callable[[bytes], object], num_bytes: int) -> None:
     finally:
         body.close()
     if copied != num_bytes:
-        raise _TryAgain(f"{copied} of {num_bytes} bytes")
-
-
-def _connect(settings: S3) -> s3fs.S3FileSystem:
-    patience = settings.timeout / 3  # a stalled connection leaves time for others
-    return _OneTry(
-        endpoint_url=settings.endpoint_url or None,
-        config_kwargs={
-            "connect_timeout": min(5.0, patience),
-            "read_timeout": min(15.0, patience),
-            "max_pool_connections": 32,
-            "retries": {"mode": "standard", "total_max_attempts": 1},
-            "s3": {"addressing_style": settings.addressing},
-        },
-        skip_instance_cache=True,
-        **({"profile": settings.profile} if settings.profile else {}),
-    )
-
-
-def _checked_endpoint(endpoint_url: str) -> str:
-    """How messages name the service."""
-    if not endpoint_url:
-        return "AWS S3"
-    parts = urlsplit(endpoint_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("data.s3.endpoint_url must look like https://host:port")
-    if parts.username or parts.password or parts.query:
-        raise ValueError("data.s3.endpoint_url must not hold credentials; use the standard AWS credential chain")
-    return endpoint_url
+        raise TryAgain("truncated", f"{copied} of {num_bytes} bytes")

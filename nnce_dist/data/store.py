@@ -1,11 +1,11 @@
-"""Where shards lie: `file` paths and `s3://` objects behind one small interface. Nothing else is ever opened or run."""
+"""Where objects lie: `file` paths and `s3://` objects behind one small interface. Nothing else is opened or run."""
 
 import math
-import os
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from itertools import islice
+from pathlib import Path
 from typing import BinaryIO, Protocol
 from urllib.parse import unquote, urlsplit
 
@@ -26,44 +26,39 @@ class Blob:
 
 
 class Store(Protocol):
-    """What reading shards needs of a storage service. Errors are one line: what, where, what to do."""
+    """What shards and checkpoints need of a storage service. Errors are one line: what, where, what to do.
+
+    An object appears whole or not at all, and its replacement is seen by everyone who asks after `put` has returned.
+    """
 
     endpoint: str  # tells services apart that hold objects of the same name
 
     def peek(self, url: str, num_bytes: int) -> tuple[Blob, bytes]:
         """The object's identity and at most its first `num_bytes` (at least 1)."""
 
+    def find(self, urls: Sequence[str]) -> dict[str, Blob]:
+        """The identities, by URL, of those of many objects that can be told at once: others may be there, too."""
+
     def fetch(self, blob: Blob, file: BinaryIO) -> None:
         """Writes the whole object into an empty file, exactly `blob.size` bytes of exactly this version."""
 
+    def read(self, url: str) -> bytes:
+        """The content of a small object; FileNotFoundError when there is none."""
 
-class FileStore:
-    """Files of this machine."""
+    def put(self, url: str, source: bytes | Path) -> None:
+        """Stores these bytes, or the content of a local file, in place of what was there."""
 
-    endpoint = "file"
+    def create(self, url: str, content: bytes) -> None:
+        """Stores a small object that nobody has stored yet; of several writers one wins, others get FileExistsError.
 
-    def peek(self, url: str, num_bytes: int) -> tuple[Blob, bytes]:
-        """See `Store.peek`; raises FileNotFoundError or PermissionError."""
-        try:
-            with open(local_path(url), "rb") as file:
-                status = os.fstat(file.fileno())
-                return Blob(url, status.st_size, str(status.st_mtime_ns)), file.read(num_bytes)
-        except FileNotFoundError:
-            raise FileNotFoundError(f"{url}: no such file; check the pattern in data.train or data.val") from None
-        except IsADirectoryError:
-            raise ValueError(
-                f"{url}: a folder, not a shard; name the .tar files in it, e.g. {url}/a-{{000..012}}.tar"
-            ) from None
-        except PermissionError:
-            raise PermissionError(f"{url}: this user may not read the file; check its permissions") from None
+        Creating the same content again is no error (an answer may get lost on its way), so it should name its writer.
+        """
 
-    def fetch(self, blob: Blob, file: BinaryIO) -> None:
-        """See `Store.fetch`."""
-        with open(local_path(blob.url), "rb") as source:
-            while chunk := source.read(1 << 20):
-                file.write(chunk)
-            if source.tell() != blob.size:
-                raise ValueError(f"{blob.url}: changed while it was read; start again when its writer is done")
+    def delete(self, url: str) -> None:
+        """Removes an object; none there is no error."""
+
+    def objects(self, folder: str) -> list[Blob]:
+        """The objects under `folder/`, at any depth, sorted by URL; none where there is no such folder."""
 
 
 def expand(pattern: str) -> list[str]:
@@ -117,6 +112,8 @@ def open_store(urls: Sequence[str], settings: S3) -> Store:
     if len(kinds) > 1:
         raise ValueError("a shard pattern may not mix paths and s3:// addresses")
     if kinds == {"file"}:
+        from .files import FileStore
+
         return FileStore()
     from .s3 import S3Store
 

@@ -1,11 +1,15 @@
 """The training stream: pictures of indexed shards in the order of `shards.py`; its state is `samples_seen` alone."""
 
+import logging
+import math
+import time
 from collections import deque
-from collections.abc import Callable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor, wait
+from contextlib import closing
+from functools import partial
 from itertools import count
 from pathlib import Path
-from typing import TypeVar
 
 import numpy as np
 import torch
@@ -13,70 +17,55 @@ from torch import Tensor
 
 from ..config.schema import Data
 from ..tasks.task import Batch
-from .cache import ShardCache, make_once
+from . import counters
+from .bad_samples import SKIPPED, BadSamples
+from .cache import ShardCache
 from .first_stage import FirstStage
 from .images import decode
-from .index import SUFFIX, ShardIndex, ShardSet, index_shard
-from .shards import flips, rank_share, samples_at
-from .store import Blob, Store, expand, open_store
+from .index import ShardSet
+from .opening import find_indexes, identify
+from .shards import Order, flips, mixing_window, rank_share
+from .shelf import ShardShelf
+from .store import expand, open_store
 
-S = TypeVar("S")
-T = TypeVar("T")
+_log = logging.getLogger(__name__)
 
 MEMORY_BOUND = 2**30  # sets of at most so many decoded bytes are kept decoded
-_READERS = 8  # shards fetched and indexed at a time
+_MUCH = 2**30  # bytes to be fetched before the first batch, of which the user is told
 _BATCH_DEADLINE = 300.0  # seconds for one batch to be decoded from the local disk
 
 
-def open_stream(pattern: str, data: Data, cache_dir: str | Path, train: bool) -> "ShardSource":
-    """Makes the shards of a pattern local and indexed, and opens them as a stream.
+def open_stream(
+    pattern: str,
+    data: Data,
+    cache_dir: str | Path,
+    train: bool,
+    skipped: Path | None = None,
+    say: Callable[[str], None] = _log.info,
+) -> "ShardSource":
+    """Finds the indexes of the shards of a pattern and opens them as a stream; shards are copied when they are needed.
 
-    Shards of S3 and .tar.gz files are copied into `cache_dir`; so are indexes that do not lie beside their shard.
+    Copies of shards of S3 and of .tar.gz files go into `cache_dir`, and so do indexes that do not lie beside their
+    shard. Bad samples that `data.on_error` tolerates are listed in the file `skipped`, by default in `cache_dir`.
     Raises ValueError or OSError with one line for everything that is wrong with the pattern, the store or the shards.
     """
     urls = expand(pattern)
     store = open_store(urls, data.s3)
-    cache = ShardCache(cache_dir, store, deadline=2 * data.s3.timeout)
-    blobs = _in_parallel(lambda url: _identify(url, store), urls)  # what is missing or denied fails before any download
-    found = _in_parallel(lambda blob: _local_shard(blob, cache), blobs)
-    shards = ShardSet(urls, [path for path, _ in found], [index for _, index in found])
+    cache = ShardCache(cache_dir, store, deadline=2 * data.s3.timeout, max_bytes=data.cache_bytes)
+    found = identify(urls, store, Path(cache_dir), say)
+    indexes = find_indexes(found, store, cache, say)
+    shards = ShardSet(urls, indexes, ShardShelf(found.shards, indexes, cache))
     shards.require_classes(data.num_classes)
-    return ShardSource(shards, data, train)
-
-
-def _in_parallel(function: Callable[[S], T], items: Sequence[S]) -> list[T]:
-    """The results in order; after a failure nothing new is begun, and what was begun ends by its own deadline."""
-    pool = ThreadPoolExecutor(min(_READERS, len(items)))
-    try:
-        return list(pool.map(function, items))
-    finally:
-        pool.shutdown(wait=True, cancel_futures=True)
-
-
-def _identify(url: str, store: Store) -> Blob:
-    blob, _ = store.peek(url, 1)
-    if not blob.size:
-        raise ValueError(f"{url}: the shard is empty (0 bytes); copy or make it again")
-    return blob
-
-
-def _local_shard(blob: Blob, cache: ShardCache) -> tuple[Path, ShardIndex]:
-    path = cache.local(blob)
-    stored = (path.with_name(path.name + SUFFIX), cache.entry(blob, SUFFIX))
-    for place in stored:
-        if (index := ShardIndex.load(place, path)) is not None:
-            return path, index
-    index = index_shard(path, blob.url)
-    stored[1].unlink(missing_ok=True)  # unreadable or of another version
-    make_once(stored[1], index.save, deadline=60.0)
-    return path, index
+    bad = BadSamples(shards, data.on_error, skipped or Path(cache_dir) / SKIPPED)
+    return ShardSource(shards, data, train, bad)
 
 
 class Pictures:
     """Decoded pictures of a shard set by number; kept in memory once decoded if all of them fit."""
 
-    def __init__(self, shards: ShardSet, size: int, resize: bool):
-        self._shards, self._size, self._resize = shards, size, resize
+    def __init__(self, shards: ShardSet, size: int, resize: bool, bad: BadSamples):
+        self._shards, self._size, self._resize, self._bad = shards, size, resize, bad
+        self.used = np.arange(len(shards))  # the sample that a number stands for: itself, or one in a bad one's place
         shape = (len(shards), 3, size, size)
         self._kept = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= MEMORY_BOUND else None
         self._known = np.zeros(len(shards), bool)
@@ -84,24 +73,46 @@ class Pictures:
     def __getitem__(self, samples: np.ndarray) -> np.ndarray:
         """Pixels uint8 (n, 3, size, size) of the samples with these numbers (n,)."""
         if self._kept is None:
-            return np.stack([self._decode(sample) for sample in samples])
+            pixels = np.empty((len(samples), 3, self._size, self._size), np.uint8)
+            for slot, sample in zip(pixels, samples, strict=True):
+                slot[...] = self._decode(sample)
+            return pixels
         for sample in samples[~self._known[samples]]:
             self._kept[sample] = self._decode(sample)
             self._known[sample] = True  # only now: another thread may be reading
         return self._kept[samples]
 
     def _decode(self, sample: int) -> np.ndarray:
-        return decode(self._shards.picture(sample), self._size, self._resize, self._shards.name(sample))
+        self.used[sample], pixels = self._bad.readable(int(sample), self._picture)
+        return pixels
+
+    def _picture(self, sample: int) -> np.ndarray:
+        return decode(self._shards.picture(sample), self._size, self._resize, _Name(self._shards, sample))
+
+
+class _Name:
+    """What messages call a sample; put together only if there is a message."""
+
+    def __init__(self, shards: ShardSet, sample: int):
+        self._shards, self._sample = shards, sample
+
+    def __str__(self) -> str:
+        return self._shards.name(self._sample)
 
 
 class ShardSource:
     """An indexed shard set as batches, as plain arrays, or as the first stage of a `wds.DataPipeline`."""
 
-    def __init__(self, shards: ShardSet, data: Data, train: bool):
-        self._shards, self._train = shards, train
+    def __init__(self, shards: ShardSet, data: Data, train: bool, bad: BadSamples):
+        self._shards, self._bad = shards, bad
         self._flip = train and data.flip
         self._threads = data.loader_threads
-        self._pictures = Pictures(shards, data.image_size, data.resize)
+        sizes = np.array([index.num_bytes for index in shards.indexes])
+        self._window = mixing_window(sizes, data.cache_bytes, data.shuffle_bytes) if train else 0
+        self._order = Order(np.array([len(index) for index in shards.indexes]), sizes, self._window, shuffle=train)
+        # a window, a quarter of it ahead, a shard at either end and the batches in work fit two windows' room
+        self._ahead = int(len(shards) * (self._window / 4 / sizes.sum() if self._window else 1))
+        self._pictures = Pictures(shards, data.image_size, data.resize, bad)
         self.num_classes = data.num_classes
 
     def __len__(self) -> int:
@@ -110,7 +121,7 @@ class ShardSource:
     @property
     def digest(self) -> str:
         """Identifies the samples and their order, wherever the shards lie; hexadecimal sha256."""
-        return self._shards.digest
+        return self._shards.digest + (f"-mixed-{self._window}" if self._window else "")
 
     @property
     def label_counts(self) -> Tensor:
@@ -118,48 +129,99 @@ class ShardSource:
         return torch.from_numpy(np.bincount(self._shards.labels, minlength=self.num_classes))
 
     def batches(
-        self, seed: int, start_samples_seen: int, global_batch: int, rank: int = 0, world_size: int = 1
+        self,
+        seed: int,
+        start_samples_seen: int,
+        global_batch: int,
+        rank: int = 0,
+        world_size: int = 1,
+        micro_batch: int = 0,
     ) -> Iterator[Batch]:
         """One rank's endless batches after `start_samples_seen` samples of the run.
 
-        The global batches depend on the seed and the position only, so any number of ranks that divides the batch can
-        go on where others stopped. Pictures are float32 (B, 3, H, W) in [-1, 1], decoded ahead by `loader_threads`.
-        Raises ValueError when the set is smaller than a batch.
+        The global batches depend on the seed and the position only, so any number of ranks can go on where others
+        stopped, each with its `rank_share`. Pictures are float32 (B, 3, H, W) in [-1, 1], decoded ahead by
+        `loader_threads`. Raises ValueError when the set is smaller than a batch, or ranks cannot share one.
         """
         if len(self) < global_batch:
             raise ValueError(
                 f"{self._shards.urls[0]} ...: {len(self)} samples are fewer than one global batch of {global_batch}; "
                 "use more shards or a smaller batch"
             )
-        rank_share(
-            start_samples_seen, global_batch, rank, world_size
-        )  # a wrong division fails here, not at the first batch
-        shares = (rank_share(seen, global_batch, rank, world_size) for seen in count(start_samples_seen, global_batch))
+        share = partial(rank_share, size=global_batch, rank=rank, world_size=world_size, micro_batch=micro_batch)
+        share(start_samples_seen)  # a wrong division fails here, not at the first batch
+        if rank == 0:
+            self._tell_of_a_wait(seed, range(start_samples_seen, start_samples_seen + global_batch))
+        shares = self._shares(seed, count(start_samples_seen, global_batch), global_batch, share)
         if not self._threads:
-            return (self._batch(seed, share) for share in shares)
-        return _ahead(lambda share: self._batch(seed, share), shares, self._threads)
+            return _timed(self._batch(seed, share) for share in shares)
+        return _timed(_ahead(lambda share: self._batch(seed, share), shares, self._threads))
+
+    def _tell_of_a_wait(self, seed: int, first_batch: range) -> None:
+        """Says so where much must be fetched before there is a first batch, and what would make it less."""
+        shards = self._order.shards_at(seed, first_batch)
+        if (absent := self._shards.shelf.absent_bytes(shards)) > _MUCH:
+            _log.warning(
+                f"the first batch is drawn from {len(shards):,} of {len(self._shards.urls):,} shards and waits until "
+                f"{absent / 1e9:.1f} GB of them are copied; data.shuffle_bytes bounds that: in all epochs, samples are "
+                "then mixed over so many bytes of shards instead of all"
+            )
+
+    def _shares(
+        self, seed: int, starts: Iterable[int], global_batch: int, share: Callable[[int], range]
+    ) -> Iterator[range]:
+        """The positions of this rank's batches; the shards of those and of the coming ones are fetched and held."""
+        held_until = -1
+        try:
+            for seen in starts:
+                if seen + global_batch > held_until:
+                    in_work = max(seen - (self._threads + 1) * global_batch, 0)
+                    end = seen + global_batch + self._ahead
+                    self._shards.shelf.want(self._order.shards_at(seed, range(in_work, end)))
+                    held_until = end - self._ahead // 2 if self._window else math.inf
+                yield share(seen)
+        finally:
+            self._shards.shelf.want(())
 
     def raw(self, samples: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Pictures uint8 (N, 3, H, W) and labels int64 (N,) of the samples with these numbers; all by default."""
         numbers = np.arange(len(self)) if samples is None else np.asarray(samples, np.int64)
-        return torch.from_numpy(self._pictures[numbers]), torch.from_numpy(self._shards.labels[numbers])
+        pixels, labels = self._read(numbers)
+        return torch.from_numpy(pixels), torch.from_numpy(labels)
 
     def first_stage(self, seed: int, start_samples_seen: int = 0, rank: int = 0, world_size: int = 1) -> FirstStage:
         """The same order as encoded samples, to start a `wds.DataPipeline` with."""
-        return FirstStage(self._shards, seed, self._train, start_samples_seen + rank, world_size)
+        return FirstStage(self._shards, self._order, self._bad, seed, start_samples_seen + rank, world_size)
 
     def _batch(self, seed: int, positions: range) -> Batch:
-        ids = samples_at(seed, positions, len(self), shuffle=self._train)
-        pixels = self._pictures[ids]
+        ids = self._order.samples_at(seed, positions)
+        pixels, labels = self._read(ids)
         if self._flip:
             mirrored = flips(seed, positions)
             pixels[mirrored] = pixels[mirrored][..., ::-1]
-        return Batch(to_unit(torch.from_numpy(pixels)), torch.from_numpy(self._shards.labels[ids]))
+        return Batch(to_unit(torch.from_numpy(pixels)), torch.from_numpy(labels))
+
+    def _read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """Pixels and labels of the samples with these numbers, or of those in a bad one's place."""
+        pixels = self._pictures[ids]
+        used = self._pictures.used[ids]
+        counters.add("skipped_samples", np.count_nonzero(used != ids))
+        return pixels, self._shards.labels[used]
 
 
 def to_unit(pixels: Tensor) -> Tensor:
     """Pixels 0..255 (uint8) as float32 in [-1, 1]: the inverse of clip(127.5 x + 128) cut to integers."""
     return pixels.float().div_(127.5).sub_(1)
+
+
+def _timed(batches: Iterator[Batch]) -> Iterator[Batch]:
+    """The same batches; counts how long each was waited for."""
+    with closing(batches):
+        while True:
+            start = time.perf_counter()
+            batch = next(batches)
+            counters.add("wait_seconds", time.perf_counter() - start)
+            yield batch
 
 
 def _ahead(make: Callable[[range], Batch], shares: Iterator[range], threads: int) -> Iterator[Batch]:
@@ -176,9 +238,6 @@ def _ahead(make: Callable[[range], Batch], shares: Iterator[range], threads: int
 
 
 def _result(batch: Future) -> Batch:
-    try:
-        return batch.result(timeout=_BATCH_DEADLINE)
-    except TimeoutError:
-        raise TimeoutError(
-            f"a batch took more than {_BATCH_DEADLINE:g} s to read and decode; check the local disk"
-        ) from None
+    if not wait((batch,), _BATCH_DEADLINE).done:  # `result(timeout)` would raise what a store that gave up raises, too
+        raise TimeoutError(f"a batch took more than {_BATCH_DEADLINE:g} s to read and decode; check the local disk")
+    return batch.result()

@@ -4,12 +4,19 @@ Eight classes: 4 shapes x 2 textures. Place, size and colours are drawn per pict
 can be made alone and two machines make the same ones.
 """
 
+from collections.abc import Iterator
+from dataclasses import dataclass
+
 import numpy as np
+
+from .images import encode_png
+from .source import Sample, Source, labelled
 
 SHAPES = ("disc", "square", "triangle", "cross")
 TEXTURES = ("plain", "striped")
 CLASS_NAMES = tuple(f"{texture} {shape}" for texture in TEXTURES for shape in SHAPES)
 STRIPE_PERIOD = 8  # pixels of a 64-pixel picture
+_CHUNK = 256  # pictures drawn at a time
 FACTORS = ("x", "y", "radius", "hue", "ground_hue", "ground_value")
 
 
@@ -67,3 +74,27 @@ def make(indices: range, seed: int, size: int = 64) -> tuple[np.ndarray, np.ndar
     cover = _coverage(classes, f, grid_x, grid_y)[..., None]
     picture = cover * shade[..., None] * colour[:, None, None] + (1 - cover) * ground[:, None, None]
     return (255 * picture + 0.5).astype(np.uint8), classes
+
+
+@dataclass(frozen=True)
+class _Pictures:
+    indices: range
+    seed: int
+
+    def __len__(self) -> int:
+        return len(self.indices)
+
+    def __getitem__(self, part: slice) -> "_Pictures":
+        return _Pictures(self.indices[part], self.seed)
+
+    def __iter__(self) -> Iterator[Sample]:
+        for start in range(0, len(self.indices), _CHUNK):
+            chunk = self.indices[start : start + _CHUNK]
+            for index, picture, label in zip(chunk, *make(chunk, self.seed), strict=True):
+                yield labelled(f"made picture {index}", encode_png(picture), label)
+
+
+def source(indices: range, seed: int) -> Source:
+    """The pictures with these numbers, to be packed."""
+    identity = f"made pictures {indices.start}..{indices.stop - 1}, seed {seed}"
+    return Source(_Pictures(indices, seed), identity, len(CLASS_NAMES), CLASS_NAMES)

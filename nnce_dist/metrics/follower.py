@@ -5,6 +5,7 @@ the run's. Following those files needs no connection to any of them and shows fi
 """
 
 import logging
+import os
 import threading
 from collections.abc import Iterable
 from pathlib import Path
@@ -34,11 +35,15 @@ class Follower:
 
     def poll(self) -> None:
         """Passes on what the files hold beyond the last poll."""
-        for path in sorted(self._root.rglob(FILE_NAME)):
+        for path in self._files():
             try:
                 self._poll_file(path)
             except OSError as error:
                 logger.warning("metrics: cannot read %s: %s", path, error)
+
+    def _files(self) -> list[Path]:
+        """As `rglob`, which ends with an error when a folder goes meanwhile: checkpoints do."""
+        return sorted(Path(folder, FILE_NAME) for folder, _, files in os.walk(self._root) if FILE_NAME in files)
 
     def close(self) -> None:
         """Passes on the rest, then stops and closes the sinks."""

@@ -37,6 +37,12 @@ def read(path: Path) -> list[dict[str, float | int | str]]:
     return [record for record, _ in _records(path)]
 
 
+def training_records(folder: Path) -> list[dict[str, float | int | str]]:
+    """The records of a job's training, in order; none where it has not begun."""
+    path = folder / FILE_NAME
+    return [record for record in read(path) if "samples_seen" in record] if path.exists() else []
+
+
 def _records(path: Path) -> Iterator[tuple[dict[str, float | int | str], int]]:
     """Each record with the position right after its line."""
     end = 0

@@ -66,41 +66,56 @@ class Recorder:
     record: run, stage, trial, samples_total, noise_magnitude; `batch` is the global batch.
     """
 
+    _shape: tuple[int, ...] = ()  # of an observation's sum
+
     def __init__(
         self,
         constants: Record,
         batch: int,
         sinks: Iterable[Sink] = (),
         all_reduce: Callable[[Tensor], None] = lambda tensor: None,
+        totals: Callable[[], Mapping[str, float]] = dict,
     ):
         self._fan_out = FanOut(sinks)
         self._all_reduce = all_reduce
+        self._totals = totals
         self._constants = dict(constants)
         self._batch = batch
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._samples_seen, self._clock = 0, time.perf_counter()
 
-    def resume(self, samples_seen: int) -> None:
-        """Training goes on from here: sinks forget what they hold from beyond, the clock starts."""
+    def resume(self, samples_seen: int, pending: Mapping[str, Tensor] | None = None) -> None:
+        """Training goes on from here, with what was `pending` here; sinks forget what they hold from beyond."""
         self._samples_seen, self._clock = samples_seen, time.perf_counter()
+        self._sums = {key: both[:-1].view(self._shape) for key, both in (pending or {}).items()}
+        self._counts = {key: int(both[-1]) for key, both in (pending or {}).items()}
         self._fan_out.resume(samples_seen)
+
+    def pending(self) -> dict[str, Tensor]:
+        """What this rank has observed since the last flush: by name its sum, then the count; float64."""
+        counts = {key: self._sums[key].new_tensor([self._counts[key]]) for key in sorted(self._sums)}
+        return {key: torch.cat([self._sums[key].flatten(), count]) for key, count in counts.items()}
+
+    def note(self, event: str) -> None:
+        """Writes a line of words to the log, beside the figures: where training went on from, and why."""
+        self._fan_out.write({**self._constants, "time": time.time(), "event": event})
 
     @torch.no_grad()
     def observe(self, network: str, observations: Mapping[str, Tensor]) -> None:
         """Adds per-sample observations (b,) as `<network>/<name>`; nothing waits for the device."""
         for name, values in observations.items():
-            key, total = f"{network}/{name}", values.detach().double().sum()
+            key, total = f"{network}/{name}", values.detach().double().sum(-1)
             self._sums[key] = self._sums[key] + total if key in self._sums else total
-            self._counts[key] = self._counts.get(key, 0) + values.numel()
+            self._counts[key] = self._counts.get(key, 0) + values.shape[-1]
 
     def flush(self, samples_seen: int, **scalars: float) -> dict[str, float | int | str]:
         """Reduces what was observed since the last flush, writes one record and returns it.
 
         `scalars` are the same on every rank and are not reduced.
         """
-        means, speed = self._means(), self._speed(samples_seen)
-        record = {**self._constants, "time": time.time(), "samples_seen": samples_seen, **speed, **scalars, **means}
+        reduced = self._reduced()
+        record = {**self._constants, **self._position(samples_seen), **scalars, **reduced}
         self._fan_out.write(record)
         return record
 
@@ -108,21 +123,29 @@ class Recorder:
         """Closes the sinks."""
         self._fan_out.close()
 
-    def _means(self) -> dict[str, float]:
-        keys = sorted(self._sums)
+    def _reduced(self) -> dict[str, float]:
+        """Means of the observations and sums of the totals over ranks: one message, one transfer.
+
+        A mean is a number, or a list where the observations have a dimension before that of the samples.
+        """
+        keys, totals = sorted(self._sums), self._totals()
         if not keys:
             return {}
         sums = torch.stack([self._sums[key] for key in keys])
-        counts = torch.tensor([self._counts[key] for key in keys], dtype=sums.dtype, device=sums.device)
-        both = torch.stack([sums, counts])  # (2, keys): one reduction, one transfer
-        self._all_reduce(both)
+        numbers = [*(self._counts[key] for key in keys), *totals.values()]
+        message = torch.cat([sums.flatten(), torch.tensor(numbers, dtype=sums.dtype, device=sums.device)])
+        self._all_reduce(message)
         self._sums, self._counts = {}, {}
-        return dict(zip(keys, (both[0] / both[1]).tolist(), strict=True))
+        flat, counts, counted = message.split([sums.numel(), len(keys), len(totals)])
+        means = flat.view_as(sums) / counts.view(-1, *[1] * len(self._shape))
+        by_name = dict(zip(keys, means.tolist(), strict=True))
+        return by_name | {f"data/{name}": total for name, total in zip(totals, counted.tolist(), strict=True)}
 
-    def _speed(self, samples_seen: int) -> dict[str, float]:
-        """Throughput since the last flush; read after the reduction, which waits for the device."""
+    def _position(self, samples_seen: int) -> dict[str, float]:
+        """Time, place and throughput since the last flush; after the reduction, which waits for the device."""
         now = time.perf_counter()
         per_second = (samples_seen - self._samples_seen) / max(now - self._clock, 1e-9)
         self._samples_seen, self._clock = samples_seen, now
-        speed = {"steps": samples_seen // self._batch, "images_per_second": per_second}
-        return speed | ({"step_seconds": self._batch / per_second} if per_second > 0 else {})
+        where = {"time": time.time(), "samples_seen": samples_seen, "steps": samples_seen // self._batch}
+        seconds = {"step_seconds": self._batch / per_second} if per_second > 0 else {}
+        return {**where, "images_per_second": per_second, **seconds}

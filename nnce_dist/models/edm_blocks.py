@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .dropout import dropout
+
 Resampling = Literal["up", "down"] | None
 
 
@@ -117,7 +119,7 @@ class UNetBlock(nn.Module):
         """x (B, num_in, H, W), embedding (B, E) -> (B, num_out, H', W')."""
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.modulate(h, embedding))
-        h = self.conv1(F.dropout(h, self.style.dropout, self.training))
+        h = self.conv1(dropout(h, self.style.dropout, self.training))
         x = (h + self.skip(x)) * self.style.residual_scale
         return (self.attend(x) + x) * self.style.residual_scale if self.num_heads else x
 

@@ -12,6 +12,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
+from .dropout import dropout as drop
+
 _GROUPS = 8
 _HEAD_WIDTH = 8
 
@@ -39,7 +41,7 @@ class ResidualBlock(nn.Module):
         self.conv0 = nn.Conv2d(num_in, num_out, 3, padding=1)
         self.affine = nn.Linear(num_embedding, 2 * num_out)
         self.norm1 = nn.GroupNorm(_GROUPS, num_out)
-        self.dropout = nn.Dropout(dropout)
+        self.dropout = dropout
         self.conv1 = zeroed(nn.Conv2d(num_out, num_out, 3, padding=1))
         self.skip = nn.Conv2d(num_in, num_out, 1) if num_in != num_out else nn.Identity()
 
@@ -48,7 +50,7 @@ class ResidualBlock(nn.Module):
         scale, shift = self.affine(embedding)[:, :, None, None].chunk(2, 1)
         h = self.conv0(F.silu(self.norm0(x)))
         h = F.silu(self.norm1(h) * (1 + scale) + shift)
-        return self.skip(x) + self.conv1(self.dropout(h))
+        return self.skip(x) + self.conv1(drop(h, self.dropout, self.training))
 
 
 class SelfAttention(nn.Module):

@@ -14,6 +14,7 @@ DEFAULTS = {
     "RAY_AIR_NEW_OUTPUT": "0",  # the newer output prints a box of settings even when it is told to be silent
     "RAY_ACCEL_ENV_VAR_OVERRIDE_ON_ZERO": "0",
     "TUNE_DISABLE_AUTO_CALLBACK_LOGGERS": "1",  # metrics.jsonl is the record; no csv, json and TensorBoard beside it
+    "TUNE_MAX_PENDING_TRIALS_PG": "64",  # starting at once; by itself it starts one at a time
     "TUNE_DISABLE_SIGINT_HANDLER": "1",  # Ctrl-C ends the run instead of returning half a sweep
 }
 IN_OWN_CLUSTER = {
@@ -22,5 +23,9 @@ IN_OWN_CLUSTER = {
     "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "0",  # a process less: nobody reclaims a laptop
 }
 
-for _name, _value in (DEFAULTS if os.environ.get("RAY_ADDRESS") else DEFAULTS | IN_OWN_CLUSTER).items():
+ON_CLUSTER = {
+    "RAY_TRAIN_ENABLE_PREEMPTION_WATCHER": "1",  # the driver's word goes to workers, which do not see RAY_ADDRESS
+}
+
+for _name, _value in (DEFAULTS | (ON_CLUSTER if os.environ.get("RAY_ADDRESS") else IN_OWN_CLUSTER)).items():
     os.environ.setdefault(_name, _value)

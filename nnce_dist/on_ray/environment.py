@@ -3,7 +3,6 @@
 import logging
 import os
 import secrets
-import signal
 import socket
 import sys
 import threading
@@ -12,6 +11,9 @@ from contextlib import contextmanager
 from pathlib import Path
 
 import ray
+
+from .stopping import StopOnSignal
+from .versions import differences
 
 CONNECT_TIMEOUT = 120.0  # seconds; a loaded laptop needs up to 25 to start Ray
 _LOOPBACK = "127.0.0.1"  # where a Ray of our own listens, and nowhere else (see this folder's __init__)
@@ -23,8 +25,8 @@ class ClusterError(RuntimeError):
 
 
 @contextmanager
-def session(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None]:
-    """Ray for the time of the block; SIGINT and SIGTERM end the block with SystemExit, and Ray with it.
+def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0.1) -> Iterator[None]:
+    """Ray for the time of the block; after SIGINT or SIGTERM its workers have `grace` seconds to save (`StopOnSignal`).
 
     Without RAY_ADDRESS a Ray of our own starts, with `num_cpus` CPUs (all of the machine's by default), and is gone
     afterwards with all its processes. Within an outer session this is that session.
@@ -34,7 +36,9 @@ def session(verbose: bool = False, num_cpus: int | None = None) -> Iterator[None
         return
     connect(verbose, num_cpus)
     try:
-        with _EndOnSignal():
+        if os.environ.get("RAY_ADDRESS") and (line := differences()):
+            raise ClusterError(line)
+        with StopOnSignal(grace):
             yield
     finally:
         ray.shutdown()
@@ -55,7 +59,8 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> None:
                 _make_token()
                 _start(level, verbose, num_cpus)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
-        raise ClusterError(f"cannot connect to {where}: {one_line(error)}; {hint}") from error
+        reason = " ".join(str(error).split())[:400]  # Ray lists differing versions line by line
+        raise ClusterError(f"cannot connect to {where}: {reason or type(error).__name__}; {hint}") from error
 
 
 def _start(level: int, verbose: bool, num_cpus: int | None) -> None:
@@ -85,12 +90,6 @@ def _environment(**variables: str) -> Iterator[None]:
     finally:
         for name in variables:
             del os.environ[name]
-
-
-def one_line(error: BaseException) -> str:
-    """The first line of an exception's message that says something, or its type's name."""
-    lines = [line.strip() for line in str(error).splitlines() if line.strip()]
-    return lines[0] if lines else type(error).__name__
 
 
 def _reach(address: str) -> None:
@@ -134,27 +133,3 @@ def _exit_after(seconds: float, message: str) -> Iterator[None]:
         yield
     finally:
         timer.cancel()
-
-
-class _EndOnSignal:
-    """SIGINT and SIGTERM end the block, and the process with 128 + the signal's number."""
-
-    def __init__(self):
-        self._received: int | None = None
-        self._previous = {}
-
-    def __enter__(self) -> None:
-        if threading.current_thread() is threading.main_thread():
-            self._previous = {n: signal.signal(n, self._handle) for n in (signal.SIGINT, signal.SIGTERM)}
-
-    def _handle(self, number: int, frame) -> None:
-        self._received = number
-        signal.signal(number, signal.SIG_DFL)  # a second one ends the process at once; the kernel takes Ray along
-        os.write(2, b"stopping; run the same command again to continue\n")  # print may not be entered twice
-        raise KeyboardInterrupt  # while Ray waits it lets this one through, but turns SystemExit into status 1
-
-    def __exit__(self, *exc_info) -> None:
-        for number, handler in self._previous.items():
-            signal.signal(number, handler)
-        if self._received:
-            raise SystemExit(128 + self._received) from None

@@ -3,7 +3,9 @@
 import os
 import shutil
 import uuid
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -15,53 +17,43 @@ from ray.train import (
     RunConfig,
     ScalingConfig,
     TrainingFailedError,
-    UserCallback,
-    WorkerGroupError,
 )
 from ray.train.torch import TorchConfig, TorchTrainer
 
 from ..config.schema import Workers
+from ..training.errors import is_bad_input
 from ..training.runtime import Runtime
+from ..training.stopping import Stopped
 from . import resources
-from .environment import ClusterError, one_line
-from .runtime import RayRuntime
+from .callbacks import GiveUp, OnRestart, SeeSignals, StopAtFinalError, TellRestarts
+from .failures import FINAL, FinalError, describe, explained
+from .runtime import Leave, RayRuntime
+from .stopping import worker_signals
+from .watchdog import Watchdog
 
-# Errors that a new worker group would only meet again; others (a lost peer, a broken device) are worth another try.
-FINAL = (ValueError, TypeError, LookupError, ArithmeticError, AttributeError, AssertionError, FileNotFoundError)
 TrainFn = Callable[[dict, Runtime], Any]
+_RESIZE_PATIENCE = 20.0  # seconds
 
 
-class FinalError(Exception):
-    """A worker's error that ends the run at once: its line, and whether it is about the input."""
-
-    @property
-    def line(self) -> str:
-        """What went wrong, in one line."""
-        return self.args[0]
-
-    def as_raised(self) -> Exception:
-        """The error to raise in the driver."""
-        return ValueError(self.line) if self.args[1] else ClusterError(self.line)
+def _all_bookkeeping(run_dir: Path) -> Path:
+    return Path(run_dir).absolute() / ".ray"
 
 
-def describe(error: BaseException) -> str:
-    """One line for an error: the message of our own ones and of a refused input, the type as well for anything else."""
-    error = unwrapped(error)
-    ours = isinstance(error, ClusterError) or is_bad_input(error)
-    return one_line(error) if ours else f"{type(error).__name__}: {one_line(error)}"
+def clear_bookkeeping(run_dir: Path) -> None:
+    """Removes what a killed driver has left; only for the one driver that the run has now."""
+    shutil.rmtree(_all_bookkeeping(run_dir), ignore_errors=True)
 
 
-def unwrapped(error: BaseException) -> BaseException:
-    """The error inside the wrappers that Ray puts around what a worker raised."""
-    for wrapping in ("_base_exc", "health_check_failure", "controller_failure", "cause"):
-        if isinstance(inner := getattr(error, wrapping, None), BaseException):
-            return unwrapped(inner)
-    return error
-
-
-def is_bad_input(error: BaseException) -> bool:
-    """Whether an error is one that the project raises for what a person can put right."""
-    return type(error) in (ValueError, FileNotFoundError)
+@contextmanager
+def bookkeeping(run_dir: Path) -> Iterator[Path]:
+    """A folder for what Ray writes about one run of its own; a name used again would be "resumed". Gone afterwards."""
+    folder = _all_bookkeeping(run_dir) / uuid.uuid4().hex
+    try:
+        yield folder
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        with suppress(OSError):  # others are still at work there
+            folder.parent.rmdir()
 
 
 class _Trainer(TorchTrainer):
@@ -69,67 +61,94 @@ class _Trainer(TorchTrainer):
         """Leaves Ctrl-C alone: Ray Train's handler would exit with status 0 and stay installed after the run."""
 
 
-class _StopAtFinalError(UserCallback):
-    """Ends the run at an error that would only come again, without the restarts that other errors get."""
+@dataclass(frozen=True)
+class _Left:
+    """What a group returns that stopped early, with its state saved: why, by which signal, and where."""
 
-    def after_exception(self, run_context, worker_exceptions: dict[int, Exception]) -> None:
-        """Called in the controller with the errors by rank; what it raises is not retried."""
-        for error in worker_exceptions.values():
-            if isinstance(cause := unwrapped(error), FinalError):
-                raise cause
+    why: Leave
+    signal_number: int
+    where: str
 
 
-def run_on_workers(train_fn: TrainFn, payload: dict, workers: Workers, run_dir: Path, verbose: bool = False) -> Any:
+def no_tale(payload: dict, cause: str, line: str) -> None:
+    """An `OnRestart` for those who need not know."""
+
+
+def run_on_workers(
+    train_fn: TrainFn,
+    payload: dict,
+    workers: Workers,
+    run_dir: Path,
+    on_restart: OnRestart = no_tale,
+    verbose: bool = False,
+) -> Any:
     """Runs `train_fn(payload, runtime)` on every worker of a group and returns rank 0's value.
 
     `train_fn` is a function of an importable module; payload and value are plain data. After a crash a new group starts
-    the function again, at most `workers.restarts` times; it goes on from its own checkpoints. `run_dir` must be one
-    that all nodes share. Raises `ClusterError`, or ValueError when the function refused its input.
+    the function again, at most `workers.restarts` times, and after a preemption as often as it takes; it goes on from
+    its own checkpoints. `run_dir` must be one that all nodes share; `on_restart` is called on one of them. Raises
+    `ClusterError`, ValueError when the function refused its input, or `Stopped` when the run was asked to end.
     """
     resources.require(workers)
-    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(workers.start_timeout)  # read by `fit`
-    bookkeeping = Path(run_dir).absolute() / ".ray" / uuid.uuid4().hex  # a name used again would be "resumed" by Ray
-    trainer = _Trainer(
-        partial(_work, train_fn, workers.threads),
-        train_loop_config=payload,
-        torch_config=TorchConfig(timeout_s=int(workers.collective_timeout)),
-        scaling_config=ScalingConfig(
-            num_workers=workers.count, use_gpu=workers.gpus > 0, resources_per_worker=resources.per_worker(workers)
-        ),
-        run_config=RunConfig(
-            name=bookkeeping.name,
-            storage_path=str(bookkeeping.parent),
-            failure_config=FailureConfig(max_failures=workers.restarts, controller_failure_limit=workers.restarts),
-            logging_config=LoggingConfig("INFO" if verbose else "ERROR"),
-            callbacks=[_StopAtFinalError()],
-        ),
-    )
-    try:
-        return trainer.fit().return_value
-    except TrainingFailedError as error:
-        raise _explained(error, workers) from error
-    finally:
-        shutil.rmtree(bookkeeping, ignore_errors=True)
+    while isinstance(value := _fit(train_fn, payload, workers, Path(run_dir), on_restart, verbose), _Left):
+        if value.why is Leave.RUN:
+            raise Stopped(value.signal_number, value.where)
+    return value
 
 
-def _work(train_fn: TrainFn, threads: int, payload: dict) -> Any:
+def _fit(
+    train_fn: TrainFn, payload: dict, workers: Workers, run_dir: Path, on_restart: OnRestart, verbose: bool
+) -> Any:
+    # A group that may be smaller is tried again soon with what there is: Ray's first view of lost nodes is stale.
+    patience = min(_RESIZE_PATIENCE, workers.start_timeout) if workers.min else workers.start_timeout
+    os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)  # read by `fit`
+    with bookkeeping(run_dir) as folder:
+        trainer = _Trainer(
+            partial(_work, train_fn, workers, run_dir),
+            train_loop_config=payload,
+            torch_config=TorchConfig(timeout_s=int(workers.collective_timeout)),
+            scaling_config=ScalingConfig(
+                num_workers=(workers.min, workers.count) if workers.min else workers.count,
+                use_gpu=workers.gpus > 0,
+                resources_per_worker=resources.per_worker(workers),
+            ),
+            run_config=RunConfig(
+                name=folder.name,
+                storage_path=str(folder.parent),
+                failure_config=FailureConfig(
+                    max_failures=workers.restarts,
+                    controller_failure_limit=workers.restarts + int(workers.start_timeout // patience),
+                ),
+                logging_config=LoggingConfig("INFO" if verbose else "ERROR"),
+                callbacks=[
+                    StopAtFinalError(),
+                    TellRestarts(payload, workers, run_dir, on_restart),
+                    SeeSignals(),
+                    GiveUp(workers),
+                ],
+            ),
+        )
+        try:
+            return trainer.fit().return_value
+        except TrainingFailedError as error:
+            raise explained(error, workers) from error
+
+
+def _work(train_fn: TrainFn, workers: Workers, run_dir: Path, payload: dict) -> Any:
     """What runs in a worker."""
-    torch.set_num_threads(threads)
-    runtime = RayRuntime()
+    torch.set_num_threads(workers.threads)
+    signals, watchdog = worker_signals(), Watchdog(workers.stall_timeout, run_dir)
+    runtime = RayRuntime(signals, watchdog)
+    if runtime.rank == 0:
+        signals.follow_run()
     try:
         value = train_fn(payload, runtime)
+    except Stopped as stopped:
+        if runtime.leave is Leave.PROCESS:
+            raise  # the run goes on in a new group
+        return _Left(runtime.leave, stopped.signal_number, stopped.where)
     except FINAL as error:
         raise FinalError(describe(error), is_bad_input(error)) from error
+    finally:
+        watchdog.close()
     return value if runtime.rank == 0 else None
-
-
-def _explained(error: TrainingFailedError, workers: Workers) -> Exception:
-    """The driver's error for a failed run."""
-    if isinstance(cause := unwrapped(error), FinalError):
-        return cause.as_raised()
-    if isinstance(error, WorkerGroupError):
-        lines = (f"rank {rank}: {describe(failure)}" for rank, failure in sorted(error.worker_failures.items())[:3])
-        return ClusterError(
-            f"{'; '.join(lines)} (after {workers.restarts} restarts); use --verbose for the whole story"
-        )
-    return ClusterError(f"the workers could not be run: {describe(cause)}")

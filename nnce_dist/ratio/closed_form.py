@@ -75,8 +75,10 @@ class GaussianMixture:
         """Independent draws (num_samples, D)."""
         component = torch.multinomial(self.weights, num_samples, replacement=True, generator=generator)
         normal = torch.randn(num_samples, self.dim, generator=generator, dtype=self.means.dtype)
-        scaled = normal * self._eigenvalues[component].sqrt()
-        return self.means[component] + torch.einsum("bde,be->bd", self._eigenvectors[component], scaled)
+        samples = normal * self._eigenvalues[component].sqrt()
+        for k in component.unique():  # a matrix for every sample would take D times the memory
+            samples[component == k] @= self._eigenvectors[k].T
+        return samples + self.means[component]
 
     def _project(self, x: Tensor) -> Tensor:
         """x in every component's eigenbasis, from its mean: (B, D) -> (B, K, D)."""

@@ -17,10 +17,11 @@ def ratio_observations(
 
     `ratio_noise` averages to E_q0[r], which is 1 for a true ratio; with `ratio_noise_squared` it gives
     `effective_sample_size`; `saturated_*` marks f > ln M, where a sample has less than half of its weight at M = inf.
-    The two sides may differ in shape; `noise_magnitude` is M, as in `objectives.n2ce`.
+    The two sides may differ in shape; `noise_magnitude` is M, as in `objectives.n2ce`, and observed with the data.
     """
     f_data, f_noise = log_ratio_data.detach().float(), log_ratio_noise.detach().float()
-    log_magnitude = noise_magnitude.log() if isinstance(noise_magnitude, Tensor) else math.log(noise_magnitude)
+    magnitude = torch.as_tensor(noise_magnitude, dtype=f_data.dtype, device=f_data.device)
+    log_magnitude = magnitude.log()
     ratio = f_noise.clamp(max=_LARGEST_LOG_RATIO).exp()
     return {
         "log_ratio_data": f_data,
@@ -29,6 +30,7 @@ def ratio_observations(
         "ratio_noise_squared": ratio.square(),
         "saturated_data": (f_data > log_magnitude).float(),
         "saturated_noise": (f_noise > log_magnitude).float(),
+        "noise_magnitude": magnitude.expand_as(f_data),
     }
 
 

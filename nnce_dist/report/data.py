@@ -7,6 +7,9 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
+from .subject import SAMPLERS, Subject
+from .trials import SweepData
+
 Group = Literal["data", "teacher", "untuned", "baseline", "control", "tuned", "one_step"]
 
 
@@ -16,7 +19,7 @@ class SamplerResult:
 
     name: str  # as the reader sees it: "Heun, 5 steps"
     group: Group
-    figures: Mapping[str, list[float]]  # e.g. fd_shapes@2k: a value per evaluation draw; empty when there is none
+    figures: Mapping[str, list[float]]  # e.g. fd_shapes@2k: a value per evaluation draw or seed; empty without any
     evaluations: int | None = None  # of the network, per image
     noise_magnitude: float | None = None  # M of a tuned sampler
     held: bool = False  # trained with gamma (M+1)/M held fixed
@@ -32,7 +35,7 @@ class Curve:
     name: str
     stage: str  # teacher, ten_step, one_step
     records: list[Mapping[str, float | int | str]]  # of metrics.jsonl, in order of samples seen
-    noise_magnitude: float | None = None
+    level: float | None = None  # what its colour follows: M, or another setting of a sweep
     held: bool = False
 
     def series(self, key: str) -> tuple[list[float], list[float]]:
@@ -50,6 +53,9 @@ class ReportData:
     curves: list[Curve] = field(default_factory=list)
     manifest: Mapping[str, object] = field(default_factory=dict)  # command, seed, versions, hardware, seconds, ...
     config: str = ""  # the resolved settings, as YAML
+    failures: Mapping[str, str] = field(default_factory=dict)  # one line about each job that failed
+    subject: Subject = SAMPLERS
+    sweep: SweepData | None = None  # over settings; lists of M are in the rows
 
 
 def mean_sd(values: Iterable[float]) -> tuple[float, float]:

@@ -8,13 +8,17 @@ from dataclasses import dataclass, replace
 import matplotlib
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
 
-from .data import Curve, SamplerResult, describe_magnitude, find_metric, mean_sd, tuned_rows
+from .data import Curve, SamplerResult, describe_magnitude, mean_sd, tuned_rows
+from .kinds import Measure, measures
 
 SIZE = (4.6, 3.2)  # inches: 11 pt text stays readable when a phone shows the panel 350 pixels wide
 DPI = 180
 GAMMA = "\N{GREEK SMALL LETTER GAMMA}"
+MOST_TICKS = 9  # magnitudes named below the axis
+MOST_NAMES = 12  # jobs named above their curves
 LOG_BEYOND = 6.0  # a distance axis is logarithmic when its values span more than this factor
 
 
@@ -27,11 +31,12 @@ class Theme:
     grid: str
     plain: str
     held: str
+    ground: str
     magnitudes: tuple[float, float]  # part of the colour map that stands out on this ground
 
 
-LIGHT = Theme("#1f2430", "#687083", "#e4e6ec", "#2563ae", "#c2570c", (0.0, 0.86))
-DARK = Theme("#e6e8ee", "#9aa2b4", "#30353f", "#6cb0ff", "#ff9d4d", (0.28, 1.0))
+LIGHT = Theme("#1f2430", "#687083", "#e4e6ec", "#2563ae", "#c2570c", "#ffffff", (0.0, 0.86))
+DARK = Theme("#e6e8ee", "#9aa2b4", "#30353f", "#6cb0ff", "#ff9d4d", "#1b1f27", (0.28, 1.0))
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Panel:
     title: str
     caption: str
     draw: Callable[[Axes, Theme], None]
+    size: tuple[float, float] = SIZE
 
 
 def render(panel: Panel, theme: Theme) -> bytes:
@@ -60,7 +66,7 @@ def render(panel: Panel, theme: Theme) -> bytes:
         "legend.frameon": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=SIZE, layout="constrained")
+        figure = Figure(figsize=panel.size, layout="constrained")
         axes = figure.add_subplot()
         axes.grid(True, axis="y", linewidth=0.8)
         panel.draw(axes, theme)
@@ -73,21 +79,19 @@ def render(panel: Panel, theme: Theme) -> bytes:
 
 
 def magnitude_panels(rows: list[SamplerResult]) -> list[Panel]:
-    """Frechet distance and class accuracy against M, with the samplers that have no M as lines."""
-    distance, accuracy = find_metric(rows, "fd"), find_metric(rows, "class_accuracy")
-    panels = []
-    if distance and tuned_rows(rows, distance):
-        caption = "Fr\N{LATIN SMALL LETTER E WITH ACUTE}chet distance by noise magnitude M; lower is better."
-        panels.append(_magnitude_panel(rows, distance, "fd_by_noise_magnitude", distance, caption))
-    if accuracy and tuned_rows(rows, accuracy):
-        caption = "Share of samples that show the class asked for, by M; higher is better."
-        panels.append(_magnitude_panel(rows, accuracy, "class_accuracy_by_noise_magnitude", accuracy, caption))
-    return panels
+    """Every figure that rows are compared on against M, with the rows that have no M as lines."""
+    return [_magnitude_panel(rows, measure) for measure in measures(rows) if tuned_rows(rows, measure.metric)]
 
 
-def _magnitude_panel(rows: list[SamplerResult], metric: str, name: str, title: str, caption: str) -> Panel:
-    how = " Large dots are means, bars one standard deviation, small dots the draws; lines are samplers without an M."
-    return Panel(name, title, caption + how, lambda axes, theme: draw_magnitudes(axes, theme, rows, metric))
+def _magnitude_panel(rows: list[SamplerResult], measure: Measure) -> Panel:
+    dots = "Large dots are means, bars one standard deviation, small dots the values behind them"
+    lines = "; lines are samplers without an M" if any(row.group != "tuned" for row in rows) else ""
+    return Panel(
+        f"{measure.name}_by_noise_magnitude",
+        measure.metric,
+        f"{measure.kind.caption}; {measure.kind.direction}. {dots}{lines}.",
+        lambda axes, theme: draw_magnitudes(axes, theme, rows, measure.metric),
+    )
 
 
 def draw_magnitudes(axes: Axes, theme: Theme, rows: list[SamplerResult], metric: str) -> None:
@@ -100,10 +104,11 @@ def draw_magnitudes(axes: Axes, theme: Theme, rows: list[SamplerResult], metric:
         if swept:
             at = [position[row.noise_magnitude] + (0.12 if held else -0.12) * _both(rows, metric) for row in swept]
             _spread(axes, at, [row.figures[metric] for row in swept], colour, marker, label)
-    axes.set_xticks(range(len(magnitudes)), [describe_magnitude(m) for m in magnitudes])
+    shown = range(0, len(magnitudes), math.ceil(len(magnitudes) / MOST_TICKS))
+    axes.set_xticks(shown, [describe_magnitude(magnitudes[place]) for place in shown])
     axes.set_xlabel("noise magnitude M")
     axes.set_xlim(-0.5, len(magnitudes) - 0.5)
-    _distance_scale(axes, metric, [v for row in rows if row.group != "data" for v in row.figures.get(metric, [])])
+    distance_scale(axes, metric, [v for row in rows if row.group != "data" for v in row.figures.get(metric, [])])
     _reference_lines(axes, theme, rows, metric)
     if _both(rows, metric):
         axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.0), ncols=2, handletextpad=0.3, borderaxespad=0.2)
@@ -121,14 +126,17 @@ def _spread(axes: Axes, at: list[float], draws: list[list[float]], colour: str, 
         axes.plot([x + 0.09] * len(values), values, ".", color=colour, markersize=3.5, alpha=0.7)
 
 
-def _distance_scale(axes: Axes, metric: str, values: list[float]) -> None:
+def distance_scale(axes: Axes, metric: str, values: list[float]) -> None:
+    """Makes the upright axis one of shares, or logarithmic where the values ask for it."""
     if metric.startswith("class_accuracy"):
-        axes.yaxis.set_major_formatter(PercentFormatter(1, decimals=0))
+        axes.yaxis.set_major_formatter(PercentFormatter(1))
     elif min(values) > 0 and max(values) > LOG_BEYOND * min(values):
         axes.set_yscale("log")
         axes.yaxis.set_major_locator(LogLocator(subs=(1, 2, 5)))
         axes.yaxis.set_major_formatter(ScalarFormatter())
         axes.yaxis.set_minor_formatter(NullFormatter())
+    else:
+        axes.ticklabel_format(axis="y", useOffset=False)
 
 
 def _reference_lines(axes: Axes, theme: Theme, rows: list[SamplerResult], metric: str) -> None:
@@ -187,11 +195,14 @@ def _top(cluster: list[int], wanted: list[float], gap: float) -> float:
 # ---- curves over training --------------------------------------------------------------------------------------------
 
 RATIO_METRICS = {  # key after the network's name -> title, what it says
-    "log_ratio_data": ("ln r on data", "Mean log-ratio; its gap to the generated side is what the energy tells apart."),
-    "log_ratio_noise": ("ln r on samples", "Mean log-ratio; 0 on both sides means that they agree."),
-    "ratio_noise": ("E[r] on samples", "Mean ratio; 1 for the true density ratio."),
-    "effective_sample_size": ("Effective sample size", "Part of the generated samples that carry the weights r."),
-    "saturated_noise": ("r > M on samples", "Part of the samples where the objective saturates."),
+    "log_ratio_data": (
+        "ln r on data",
+        "Mean log-ratio; its gap to the noise (generated samples, for a sampler) is what is told apart.",
+    ),
+    "log_ratio_noise": ("ln r on noise", "Mean log-ratio; 0 on both sides means that they agree."),
+    "ratio_noise": ("E[r] on noise", "Mean ratio; 1 for the true density ratio."),
+    "effective_sample_size": ("Effective sample size", "Part of the noise that carries the weights r."),
+    "saturated_noise": ("r > M on noise", "Part of the noise where the objective saturates."),
 }
 
 
@@ -252,28 +263,54 @@ def _curve_panel(jobs: list[Curve], stage: str, key: str, title: str, caption: s
 
 def draw_curves(axes: Axes, theme: Theme, jobs: list[Curve], key: str) -> None:
     """One metric of several jobs over samples seen; the colour follows M, dashes mean that gamma was held."""
-    swept = sorted({job.noise_magnitude for job in jobs if job.noise_magnitude is not None})
+    swept = sorted({job.level for job in jobs if job.level is not None})
     recorded = [job for job in jobs if job.series(key)[0]]
+    width = 1.5 if len(recorded) <= 2 * MOST_NAMES else 0.8
     for job in recorded:
         style = "--" if job.held else "-"
-        axes.plot(*job.series(key), style, color=magnitude_colour(job, swept, theme), linewidth=1.5, label=job.name)
+        axes.plot(*job.series(key), style, color=level_colour(job.level, swept, theme), linewidth=width, label=job.name)
+    _samples_axis(axes)
+    axes.margins(x=0.02)
+    _curve_legend(axes, theme, swept)
+
+
+def _samples_axis(axes: Axes) -> None:
+    """Names the axis of the samples seen."""
     axes.set_xlabel("samples seen")
     axes.xaxis.set_major_formatter(lambda value, _: _thousands(value))
-    axes.margins(x=0.02)
-    if len(recorded) > 1:
-        axes.legend(
-            fontsize=9.5, ncols=4, loc="lower center", bbox_to_anchor=(0.5, 1.0), handlelength=1.4, columnspacing=1
-        )
 
 
-def magnitude_colour(job: Curve, swept: list[float], theme: Theme) -> str | tuple:
-    """A colour that rises with M; jobs without an M beside others are grey."""
-    if job.noise_magnitude is None:
+def _curve_legend(axes: Axes, theme: Theme, swept: list[float]) -> None:
+    """Names the curves; where they are too many, some of the levels that their colours stand for."""
+    lines, names = axes.get_legend_handles_labels()
+    named = dict(zip(names, lines, strict=True))
+    if len(named) > MOST_NAMES:
+        chosen = [swept[round(part * (len(swept) - 1) / 3)] for part in range(4)] if len(swept) > 3 else []
+        named = {_level(one): Line2D([], [], color=level_colour(one, swept, theme)) for one in chosen}
+    if len(named) > 1:
+        place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
+        axes.legend(named.values(), named, fontsize=9.5, ncols=4, handlelength=1.4, columnspacing=1, **place)
+
+
+def _level(value: float) -> str:
+    return describe_magnitude(float(f"{value:.3g}"))
+
+
+def level_colour(level: float | None, swept: list[float], theme: Theme) -> str | tuple:
+    """A colour that rises with the level; jobs without one beside others are grey."""
+    if level is None:
         return theme.faint if swept else theme.plain
-    if len(swept) == 1:
-        return theme.plain
+    return step_colour(swept.index(level), len(swept), theme)
+
+
+def step_colour(place: int, count: int, theme: Theme) -> str | tuple:
+    """The colour of one of `count` steps."""
+    return theme.plain if count == 1 else share_colour(place / (count - 1), theme)
+
+
+def share_colour(share: float, theme: Theme) -> tuple:
+    """The colour of a share in [0, 1]."""
     low, high = theme.magnitudes
-    share = swept.index(job.noise_magnitude) / (len(swept) - 1)
     return matplotlib.colormaps["viridis"](low + (high - low) * share)
 
 

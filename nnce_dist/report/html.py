@@ -1,29 +1,19 @@
 """The report as one HTML file that loads nothing: text, table and verdicts from the figures, pictures embedded."""
 
-import base64
 from collections.abc import Iterable, Mapping
 from html import escape
-from importlib import resources
 from itertools import groupby
 from pathlib import Path
-from string import Template
 
-from .data import ReportData, SamplerResult, describe_magnitude, find_metric
-from .figures import DARK, LIGHT, Panel, curve_panels, magnitude_panels, ratio_panels, render
+from . import sweep_page
+from .data import ReportData, SamplerResult, describe_magnitude
+from .figures import curve_panels, magnitude_panels, ratio_panels
+from .kinds import measures
+from .page import data_url, fact_list, frame, panels, section, write_page
 from .table import best_row, columns, html_table
-from .verdicts import TUNING, Verdict, verdicts
+from .verdicts import MAGNITUDES, TUNING, Verdict, verdicts
 
-HOW_JUDGED = (
-    "Computed from the figures below. A difference counts when it is larger than its standard deviation over the "
-    "evaluation draws, taken draw by draw, because all samplers share their noise. That spread is of sampling from one "
-    "training run, not of repeated training."
-)
-NAMES_AND_ROUNDING = (
-    "A figure's full name says which network's features and how many images it rests on; only figures of the same name "
-    "compare. Images are rounded to 8 bits as 127.5 x + 128, clipped and truncated."
-)
-CHOSEN_APART = "The best M was chosen on a draw of its own, which none of these figures saw."
-CHOSEN_HERE = "The best M is the one with the lowest FD on these same draws, which flatters it a little."
+CHOSEN_HERE = "The best M is the one with the lowest {label} on these same {repeats}, which flatters it a little."
 HOW_HELD = (
     "At a ratio of 1 every gradient weight is M/(M+1): a small M also weakens the energy against its regulariser "
     "\N{GREEK SMALL LETTER GAMMA}. The held samplers use \N{GREEK SMALL LETTER GAMMA}M/(M+1) instead of "
@@ -37,40 +27,33 @@ def write_report(data: ReportData, folder: Path) -> Path:
     """Writes `report.html` into the run's folder, and its pictures as PNG files into `figures/`; returns its path."""
     pictures = folder / "figures"
     pictures.mkdir(parents=True, exist_ok=True)
-    page = folder / "report.html"
-    temporary = page.with_suffix(".part")
-    temporary.write_text(render_report(data, pictures), encoding="utf-8")
-    temporary.replace(page)
-    return page
+    return write_page(folder / "report.html", render_report(data, pictures))
 
 
 def render_report(data: ReportData, pictures: Path) -> str:
     """The page; each picture drawn for it is also written to the folder `pictures`."""
     claims = verdicts(data.rows)
     sections = [
-        _section("What holds and what does not", _verdict_list(claims, data.rows)),
-        _section("Samplers", _samplers(data.rows)),
-        _section("Noise magnitude", _magnitudes(data.rows, pictures)),
-        _section("Samples", _grids(data.rows)),
-        _section("Density ratio", _panels(ratio_panels(data.curves), pictures)),
-        _section("Training", _panels(curve_panels(data.curves), pictures)),
-        _section("How this was made", _provenance(data)),
+        section("What failed", _failures(data.failures)),
+        *(sweep_page.sections(data.sweep, pictures) if data.sweep else []),
+        section("What holds and what does not", _verdict_list(claims, data)),
+        section(f"{data.subject.thing}s", _table(data)),
+        section("Noise magnitude", "" if data.sweep else _magnitudes(data.rows, pictures)),
+        section("Samples", _grids(data.rows)),
+        section("Density ratio", panels(ratio_panels(data.curves), pictures)),
+        section("Training", panels(curve_panels(data.curves), pictures)),
+        section("How this was made", _provenance(data)),
     ]
-    package = resources.files(__package__)
-    return Template((package / "template.html").read_text(encoding="utf-8")).substitute(
-        title=escape(data.name),
-        style=(package / "style.css").read_text(encoding="utf-8"),
-        lead=escape(lead(data.rows, claims)),
-        facts=_facts(data),
-        sections="\n".join(section for section in sections if section),
-    )
+    first = sweep_page.lead(data.sweep) if data.sweep else lead(data.rows, claims)
+    return frame(data.name, first, _facts(data), sections)
 
 
 def lead(rows: list[SamplerResult], claims: list[Verdict]) -> str:
-    """The run in a sentence: how many of its baselines the tuned sampler beats, on each measure."""
+    """The run in a sentence: how many of its baselines the tuned sampler beats, or without baselines what M does."""
     best, tuning = best_row(rows), [claim for claim in claims if claim.topic == TUNING]
     if best is None or not tuning:
-        return "No tuned sampler has been measured beside its baselines."
+        over_magnitudes = " ".join(claim.sentence for claim in claims if claim.topic == MAGNITUDES)
+        return over_magnitudes or "Nothing has been measured beside its baselines."
     counts = [
         f"{sum(claim.outcome == 'holds' for claim in group)} of {len(group)} baselines on {measure}"
         for measure in dict.fromkeys(claim.measure for claim in tuning)
@@ -80,18 +63,16 @@ def lead(rows: list[SamplerResult], claims: list[Verdict]) -> str:
     return f"Tuned at M = {magnitude}, the sampler beats {' and '.join(counts)} by more than the spread over draws."
 
 
-def _section(title: str, body: str) -> str:
-    return f"<section>\n<h2>{escape(title)}</h2>\n{body}\n</section>" if body else ""
-
-
 # ---- verdicts --------------------------------------------------------------------------------------------------------
 
 
-def _verdict_list(claims: list[Verdict], rows: list[SamplerResult]) -> str:
+def _verdict_list(claims: list[Verdict], data: ReportData) -> str:
     if not claims:
         return ""
-    chosen = CHOSEN_APART if any(row.chosen for row in rows) else CHOSEN_HERE
-    parts = [f'<p class="note">{HOW_JUDGED} {chosen}</p>']
+    label, subject = measures(data.rows)[0].kind.label, data.subject
+    here = CHOSEN_HERE.format(label=label, repeats=subject.repeats)
+    chosen = subject.chosen_apart if any(row.chosen for row in data.rows) else here
+    parts = [f'<p class="note">{subject.how_judged} {chosen}</p>']
     for topic, group in groupby(claims, key=lambda claim: claim.topic):
         items = "\n".join(
             f'<li class="{claim.outcome}"><b>{OUTCOMES[claim.outcome]}</b><span>{escape(claim.sentence)}</span></li>'
@@ -101,44 +82,27 @@ def _verdict_list(claims: list[Verdict], rows: list[SamplerResult]) -> str:
     return "\n".join(parts)
 
 
-def _samplers(rows: list[SamplerResult]) -> str:
-    table = html_table(rows)
-    return f'<p class="note">{escape(_how_measured(rows))}</p>\n{table}' if table else ""
+def _table(data: ReportData) -> str:
+    table = html_table(data.rows, data.subject.thing)
+    return f'<p class="note">{escape(_how_measured(data))}</p>\n{table}' if table else ""
 
 
-def _how_measured(rows: list[SamplerResult]) -> str:
-    draws = max(len(values) for row in rows for values in row.figures.values())
-    return f"Mean and standard deviation over {draws} evaluation draws. {NAMES_AND_ROUNDING}"
+def _how_measured(data: ReportData) -> str:
+    repeats = max(len(values) for row in data.rows for values in row.figures.values())
+    return f"Mean and standard deviation over {repeats} {data.subject.repeats}. {data.subject.how_measured}"
+
+
+def _failures(failures: Mapping[str, str]) -> str:
+    items = "".join(f"<li><b>{escape(name)}</b>: {escape(line)}</li>\n" for name, line in failures.items())
+    return f"<ul>\n{items}</ul>" if items else ""
 
 
 # ---- pictures --------------------------------------------------------------------------------------------------------
 
 
-def data_url(png: bytes) -> str:
-    """A PNG as an address that holds it."""
-    return f"data:image/png;base64,{base64.b64encode(png).decode()}"
-
-
-def _panels(panels: list[Panel], pictures: Path, kind: str = "panels") -> str:
-    if not panels:
-        return ""
-    return f'<div class="{kind}">\n' + "\n".join(_panel(panel, pictures) for panel in panels) + "\n</div>"
-
-
 def _magnitudes(rows: list[SamplerResult], pictures: Path) -> str:
-    panels = _panels(magnitude_panels(rows), pictures, "panels wide")
-    return f'<p class="note">{HOW_HELD}</p>\n{panels}' if panels and any(row.held for row in rows) else panels
-
-
-def _panel(panel: Panel, pictures: Path) -> str:
-    light, dark = render(panel, LIGHT), render(panel, DARK)
-    (pictures / f"{panel.name}.png").write_bytes(light)
-    return (
-        f"<figure>\n<h3>{escape(panel.title)}</h3>\n<picture>"
-        f'<source media="(prefers-color-scheme: dark)" srcset="{data_url(dark)}">'
-        f'<img src="{data_url(light)}" alt="{escape(panel.caption)}"></picture>\n'
-        f"<figcaption>{escape(panel.caption)}</figcaption>\n</figure>"
-    )
+    shown = panels(magnitude_panels(rows), pictures, "panels wide")
+    return f'<p class="note">{HOW_HELD}</p>\n{shown}' if shown and any(row.held for row in rows) else shown
 
 
 def _grids(rows: list[SamplerResult]) -> str:
@@ -157,7 +121,9 @@ def _grids(rows: list[SamplerResult]) -> str:
 
 
 def _grid_caption(row: SamplerResult) -> str:
-    measured = [f"{column.metric} {column.show(row)[0]}{'%' * (column.factor == 100)}" for column in columns([row])[:2]]
+    measured = [
+        f"{column.metric} {column.show(row)[0]}{'%' * (column.kind.factor == 100)}" for column in columns([row])[:2]
+    ]
     cost = [] if row.evaluations is None else [f"{row.evaluations} evaluations per image"]
     return ", ".join([*measured, *cost]) or row.note
 
@@ -181,12 +147,10 @@ def _facts(data: ReportData) -> str:
         "Seed": manifest.get("seed"),
         "Hardware": manifest.get("hardware"),
         "Wall time": duration(float(manifest["total_seconds"])) if "total_seconds" in manifest else None,
-        "Distance": find_metric(data.rows, "fd"),
+        "Strategy": data.sweep.strategy if data.sweep else None,
+        "Figure": next((measure.metric for measure in measures(data.rows)), None),
     }
-    items = "".join(
-        f"<div><dt>{k}</dt><dd>{escape(_plain(v))}</dd></div>" for k, v in known.items() if v not in (None, "")
-    )
-    return f'<dl class="facts">{items}</dl>' if items else ""
+    return fact_list({key: _plain(value) for key, value in known.items() if value not in (None, "")})
 
 
 def _provenance(data: ReportData) -> str:

@@ -9,59 +9,51 @@ from itertools import groupby
 from rich.table import Table
 
 from .data import SamplerResult, best_tuned, decimals, find_metric, mean_sd
+from .kinds import KINDS, Kind, measures
 
 DASH = "\N{EN DASH}"
-KINDS = {  # kind of figure -> heading, which way is better, factor of the shown value
-    "fd": ("FD", "lower is better", 1),
-    "class_accuracy": ("Class accuracy, %", "higher is better", 100),
-    "kd": ("KD", "lower is better", 1),
-    "precision": ("Precision", "higher is better", 1),
-    "recall": ("Recall", "higher is better", 1),
-}
 
 
 @dataclass(frozen=True)
 class Column:
     """A kind of figure as the table shows it."""
 
-    kind: str
+    name: str  # of the kind
+    kind: Kind
     metric: str  # the full name that most samplers have
-    heading: str
-    direction: str
-    factor: float
     digits: int  # after the point
 
     def other_name(self, row: SamplerResult) -> str | None:
         """The name under which the row has this kind of figure, if it is not `metric`: another number of images."""
-        return None if self.metric in row.figures else find_metric([row], self.kind)
+        return None if self.metric in row.figures else find_metric([row], self.name)
 
     def show(self, row: SamplerResult) -> tuple[str, str]:
         """Mean and standard deviation; the latter is empty for a single draw. ("", "") when there is no figure."""
         values = row.figures.get(self.metric) or row.figures.get(self.other_name(row) or "")
         if not values:
             return "", ""
-        mean, sd = (self.factor * value for value in mean_sd(values))
+        mean, sd = (self.kind.factor * value for value in mean_sd(values))
         return f"{mean:.{self.digits}f}", "" if math.isnan(sd) else f"{sd:.{self.digits}f}"
 
 
 def columns(rows: list[SamplerResult]) -> list[Column]:
     """The figures that were measured, in the order of `KINDS`."""
     found = []
-    for kind, (heading, direction, factor) in KINDS.items():
-        metric = find_metric(rows, kind)
+    for name, kind in KINDS.items():
+        metric = find_metric(rows, name)
         if metric:
             measured = [
-                mean_sd(factor * value for value in row.figures[metric]) for row in rows if metric in row.figures
+                mean_sd(kind.factor * value for value in row.figures[metric]) for row in rows if metric in row.figures
             ]
             digits = decimals(*zip(*measured, strict=True))
-            found.append(Column(kind, metric, heading, direction, factor, digits))
+            found.append(Column(name, kind, metric, digits))
     return found
 
 
 def best_row(rows: list[SamplerResult]) -> SamplerResult | None:
     """The row that the table points out."""
-    distance = find_metric(rows, "fd")
-    return best_tuned(rows, distance) if distance else None
+    found = measures(rows)
+    return best_tuned(rows, found[0].metric) if found else None
 
 
 def bodies(rows: list[SamplerResult]) -> Iterator[list[SamplerResult]]:
@@ -70,19 +62,26 @@ def bodies(rows: list[SamplerResult]) -> Iterator[list[SamplerResult]]:
         yield list(group)
 
 
-def terminal_table(rows: list[SamplerResult]) -> Table:
-    """Frechet distance and class accuracy of every sampler, mean +- sd over draws, for the terminal's last lines."""
-    shown, best = columns(rows)[:2], best_row(rows)
+def has_costs(rows: list[SamplerResult]) -> bool:
+    """Whether the rows differ in what a sample costs."""
+    return any(row.evaluations is not None for row in rows)
+
+
+def terminal_table(rows: list[SamplerResult], thing: str = "Sampler") -> Table:
+    """The two most important figures of every row, mean +- sd, for the terminal's last lines."""
+    shown, best, costs = columns(rows)[:2], best_row(rows), has_costs(rows)
     table = Table(box=None, pad_edge=False, header_style="bold")
-    table.add_column("sampler")
+    table.add_column(thing.lower())
     for column in shown:
-        table.add_column(f"{column.metric} %" if column.factor == 100 else column.metric, justify="right")
-    table.add_column("evaluations", justify="right")
+        table.add_column(f"{column.metric} %" if column.kind.factor == 100 else column.metric, justify="right")
+    if costs:
+        table.add_column("evaluations", justify="right")
     for group in bodies(rows):
         for row in group:
-            cost = "" if row.evaluations is None else str(row.evaluations)
-            cells = [_terminal_cell(row, column) for column in shown]
-            table.add_row(row.name, *cells, cost, style="bold" if row is best else None)
+            cells = [row.name, *(_terminal_cell(row, column) for column in shown)]
+            if costs:
+                cells.append("" if row.evaluations is None else str(row.evaluations))
+            table.add_row(*cells, style="bold" if row is best else None)
     return table
 
 
@@ -92,32 +91,36 @@ def _terminal_cell(row: SamplerResult, column: Column) -> str:
     return (f"{mean} +- {sd}" if sd else mean or row.note or "-") + (f" @{other.partition('@')[2]}" if other else "")
 
 
-def html_table(rows: list[SamplerResult]) -> str:
+def html_table(rows: list[SamplerResult], thing: str = "Sampler") -> str:
     """The table with all its figures; empty when nothing was measured."""
-    shown, best = columns(rows), best_row(rows)
+    shown, best, costs = columns(rows), best_row(rows), has_costs(rows)
     if not shown:
         return ""
     head = "".join(map(_heading, shown))
     groups = "\n".join(
-        "<tbody>\n" + "\n".join(_row(row, shown, row is best) for row in group) + "\n</tbody>" for group in bodies(rows)
+        "<tbody>\n" + "\n".join(_row(row, shown, row is best, costs) for row in group) + "\n</tbody>"
+        for group in bodies(rows)
     )
+    head = f"<thead><tr><th scope='col'>{thing}</th>{head}{_COST if costs else ''}</tr></thead>"
     return (
-        "<div class='scroll' tabindex='0' role='region' aria-label='Figures of every sampler'>\n<table>\n"
-        f"<thead><tr><th scope='col'>Sampler</th>{head}<th scope='col'>Evaluations<small>per image</small></th></tr>"
-        f"</thead>\n{groups}\n</table>\n</div>"
+        f"<div class='scroll' tabindex='0' role='region' aria-label='Figures of every {thing.lower()}'>\n<table>\n"
+        f"{head}\n{groups}\n</table>\n</div>"
     )
+
+
+_COST = "<th scope='col'>Evaluations<small>per image</small></th>"
 
 
 def _heading(column: Column) -> str:
     name = escape(column.metric).replace("_", "_<wbr>")
-    return f"<th scope='col'>{column.heading}<small>{name}</small><small>{column.direction}</small></th>"
+    return f"<th scope='col'>{column.kind.heading}<small>{name}</small><small>{column.kind.direction}</small></th>"
 
 
-def _row(row: SamplerResult, shown: list[Column], best: bool) -> str:
+def _row(row: SamplerResult, shown: list[Column], best: bool, costs: bool) -> str:
     cells = "".join(_cell(row, column) for column in shown)
-    cost = DASH if row.evaluations is None else row.evaluations
-    mark, kind = ("<small>best M</small>", " class='best'") if best else ("", "")
-    return f"<tr{kind}><th scope='row'>{escape(row.name)}{mark}</th>{cells}<td>{cost}</td></tr>"
+    cost = f"<td>{DASH if row.evaluations is None else row.evaluations}</td>" if costs else ""
+    mark, kind = ("<small>best</small>", " class='best'") if best else ("", "")
+    return f"<tr{kind}><th scope='row'>{escape(row.name)}{mark}</th>{cells}{cost}</tr>"
 
 
 def _cell(row: SamplerResult, column: Column) -> str:

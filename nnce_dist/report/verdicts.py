@@ -5,11 +5,12 @@ from dataclasses import dataclass
 from typing import Literal
 
 from .data import SamplerResult, best_tuned, decimals, describe_magnitude, find_metric, mean_sd, tuned_rows
+from .kinds import Measure, measures
 
 Outcome = Literal["holds", "unclear", "fails"]
 PLUS_MINUS = "\N{PLUS-MINUS SIGN}"
 HELD = "\N{GREEK SMALL LETTER GAMMA}(M+1)/M held fixed"
-TUNING = "Tuning"
+TUNING, MAGNITUDES = "Tuning", "Noise magnitude"
 TEACHER_ACCURACY = 0.9  # what a usable teacher on the made pictures reaches
 
 
@@ -23,33 +24,12 @@ class Verdict:
     measure: str = ""  # what the comparison was made on: FD, class accuracy
 
 
-@dataclass(frozen=True)
-class Measure:
-    """A figure by which samplers are compared."""
-
-    metric: str
-    label: str
-    sign: int  # +1: higher is better
-    factor: float = 1  # shown = factor * measured
-    unit: str = ""
-
-    def show(self, value: float, digits: int) -> str:
-        """The value as the reader sees it."""
-        return f"{self.factor * value:.{digits}f}"
-
-
-def measures(rows: list[SamplerResult]) -> list[Measure]:
-    """The figures that every claim is checked on: Frechet distance and, where it was measured, class accuracy."""
-    distance, accuracy = find_metric(rows, "fd"), find_metric(rows, "class_accuracy")
-    found = [Measure(distance, "FD", -1)] if distance else []
-    return found + ([Measure(accuracy, "class accuracy", 1, 100, " points")] if accuracy else [])
-
-
 def advantage(better: list[float], worse: list[float], sign: int) -> tuple[float, float]:
     """By how much the first beats the second, and the spread of that.
 
-    Draw i of both used the same noise, so the differences are taken draw by draw; samplers with different numbers of
-    draws are compared by their means, and the spreads add in quadrature. The spread is NaN for a single draw.
+    Draw i of both used the same noise, or seed i the same vectors, so the differences are taken draw by draw; rows with
+    different numbers of draws are compared by their means, and the spreads add in quadrature. The spread is NaN for a
+    single draw.
     """
     if len(better) == len(worse):
         return mean_sd(sign * (a - b) for a, b in zip(better, worse, strict=True))
@@ -71,20 +51,20 @@ def compare(
     if measure.metric not in first.figures or measure.metric not in second.figures:
         return None
     a, b = first.figures[measure.metric], second.figures[measure.metric]
-    difference, spread = advantage(a, b, measure.sign)
-    digits = decimals((measure.factor * value for value in (*a, *b)), [measure.factor * spread])
-    fine = max(digits, decimals([measure.factor * difference]) - 1)  # a difference far below the values
+    difference, spread = advantage(a, b, measure.kind.sign)
+    digits = decimals((measure.kind.factor * value for value in (*a, *b)), [measure.kind.factor * spread])
+    fine = max(digits, decimals([measure.kind.factor * difference]) - 1)  # a difference far below the values
     values = f"({measure.show(mean_sd(a)[0], digits)} against {measure.show(mean_sd(b)[0], digits)})"
     spread_shown = "" if math.isnan(spread) else f" {PLUS_MINUS} {measure.show(spread, fine)}"
     single = " in a single draw" if math.isnan(spread) else ""
-    by = f"{measure.show(abs(difference), fine)}{spread_shown}{measure.unit}{single}"
+    by = f"{measure.show(abs(difference), fine)}{spread_shown}{measure.kind.unit}{single}"
     outcome = judge(difference, spread)
     sentence = {
-        "holds": f"{name} beats {other} on {measure.label} by {by} {values}.",
-        "fails": f"{name} is worse than {other} on {measure.label} by {by} {values}.",
-        "unclear": f"{name} and {other} cannot be told apart on {measure.label}: they differ by {by} {values}.",
+        "holds": f"{name} beats {other} on {measure.kind.label} by {by} {values}.",
+        "fails": f"{name} is worse than {other} on {measure.kind.label} by {by} {values}.",
+        "unclear": f"{name} and {other} cannot be told apart on {measure.kind.label}: they differ by {by} {values}.",
     }[outcome]
-    return Verdict(topic, outcome, sentence, measure.label)
+    return Verdict(topic, outcome, sentence, measure.kind.label)
 
 
 def _called(row: SamplerResult) -> str:
@@ -108,7 +88,7 @@ def over_magnitudes(rows: list[SamplerResult], measure: Measure, held: bool) -> 
     name = f"M = {describe_magnitude(best.noise_magnitude)}{f', with {HELD},' if held else ''}"
     ends = {1: "plain NCE (M = 1)", math.inf: f"NWJ (M = {describe_magnitude(math.inf)})"}
     pairs = [(row, ends[row.noise_magnitude]) for row in swept if row.noise_magnitude in ends]
-    return [compare("Noise magnitude", best, row, measure, name, end) for row, end in pairs]
+    return [compare(MAGNITUDES, best, row, measure, name, end) for row, end in pairs]
 
 
 def one_step(rows: list[SamplerResult], found: list[Measure]) -> list[Verdict | None]:
@@ -141,10 +121,10 @@ def teacher_accuracy(rows: list[SamplerResult]) -> list[Verdict]:
 
 def verdicts(rows: list[SamplerResult]) -> list[Verdict]:
     """Every claim that the run's figures can settle, in the order in which a reader asks."""
-    distance, found = find_metric(rows, "fd"), measures(rows)
-    if distance is None:
+    found = measures(rows)
+    if not found:
         return []
-    best = best_tuned(rows, distance)
+    best = best_tuned(rows, found[0].metric)
     claims = [
         *teacher_accuracy(rows),
         *(against_baselines(rows, best, found) if best else []),

@@ -10,6 +10,7 @@ from torch import nn
 from ..config.schema import Config
 from ..models.adm_unet import adm
 from ..models.augment import NUM_LABELS, augmented
+from ..models.log_ratio import LinearLogRatio, LogRatioMLP, QuadraticLogRatio
 from ..models.patch_unet import PatchUNet
 from ..models.preconditioning import EDMPrecond
 from ..models.song_unet import ddpmpp
@@ -98,6 +99,19 @@ def value(config: Config) -> ValueNet:
     if path := value_weights(config):
         load_denoiser_weights(network, path)
     return network
+
+
+LOG_RATIOS = {
+    "linear": lambda s, dim: LinearLogRatio(dim),
+    "quadratic": lambda s, dim: QuadraticLogRatio(dim),
+    "mlp": lambda s, dim: LogRatioMLP(dim, s.width, s.num_layers),
+}
+
+
+def log_ratio(config: Config, dim: int) -> nn.Module:
+    """A fresh network for ln p/q, its weights a function of the run's seed."""
+    seed_networks(config, 3)
+    return LOG_RATIOS[config.density_ratio.network](config.density_ratio, dim)
 
 
 def augment(config: Config) -> Augment | None:

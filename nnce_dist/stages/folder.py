@@ -1,20 +1,36 @@
 """A run's folder and the folders of its jobs.
 
-    <run.dir>/<run.name>/{config.yaml, manifest.json, report.html, figures/,
-                          teacher/, ten_step/<trial>/, one_step/, samplers/<name>/}
+    <run.dir>/<run.name>/{config.yaml, manifest.json, owner.json, report.html, figures/,
+                          results.json, sweep.csv, best.yaml, teacher/, ten_step/<trial>/, one_step/, samplers/<name>/}
 
-A job's folder holds metrics.jsonl, checkpoints/, samples.png and, once the job is done, result.json and weights.
+A job's folder holds metrics.jsonl, checkpoints/, samples.png and, once the job is done, result.json and weights; after
+a failure error.txt.
 """
 
 import json
+import shutil
+from collections.abc import Callable, Iterator
+from contextlib import suppress
+from fnmatch import fnmatch
 from pathlib import Path
 
 from ..config.load import differences, read_yaml, to_dict, to_yaml
 from ..config.schema import Config
+from ..config.sweep_checks import trials_stage
+from ..data.files import FileStore
 from ..training.checkpoint import write_json
+from ..training.mirror import FOLDER
 
-MAY_DRIFT = ("run.verbose", "run.dir", "metrics.", "workers.", "sweep.concurrent")  # do not change what is computed
+MAY_DRIFT = (  # does not change what is computed
+    *("run.dir", "run.mirror", "run.verbose", "run.allow_drift", "metrics.*", "workers.*", "sweep.concurrent"),
+    *("sweep.price_per_hour", "sweep.checkpoint_bytes"),
+    *("data.cache_dir", "data.loader_threads", "data.s3.*", "evaluation.batch"),
+    *("*.training.checkpoint_every", "*.training.keep_*", "*.training.micro_batch"),
+)
+DECIDES = ("workers.precision", "one_step.training.micro_batch")  # but these do: the critic averages inside one
 RESULT = "result.json"
+PACKS = "packs"  # the stage of trials that share a process
+ERROR = "error.txt"  # the whole story of a job that failed
 
 
 def run_root(config: Config) -> Path:
@@ -22,30 +38,38 @@ def run_root(config: Config) -> Path:
     return (Path(config.run.dir) / config.run.name).absolute()
 
 
-def claim(config: Config) -> Path:
-    """Makes the run's folder, or goes on with it if it holds the same configuration.
+def decides(key: str) -> bool:
+    """Whether a setting decides what is computed."""
+    return key in DECIDES or not any(fnmatch(key, pattern) for pattern in MAY_DRIFT)
 
-    Raises ValueError listing the settings that differ.
+
+def _changes(path: Path, config: Config) -> Iterator[tuple[str, str]]:
+    """Settings that decide what is computed and differ from the file's: (key, in words)."""
+    for key, old, new in differences(read_yaml(path), to_dict(config)):
+        if decides(key):
+            yield key, f"{key}: {old!r} there, {new!r} now"
+
+
+def claim(config: Config, say: Callable[[str], None]) -> list[str]:
+    """Makes the run's folder the configuration's, or goes on with it if it holds the same one.
+
+    Returns the differences that `run.allow_drift` allows, in words; raises ValueError listing those that it does not.
     """
     root = run_root(config)
     path = root / "config.yaml"
-    if path.exists():
-        changed = [
-            f"{key}: {old!r} there, {new!r} now"
-            for key, old, new in differences(read_yaml(path), to_dict(config))
-            if not key.startswith(MAY_DRIFT)
-        ]
-        if changed:
-            raise ValueError(
-                f"{root} was started with other settings ({'; '.join(changed[:6])}"
-                f"{f'; and {len(changed) - 6} more' if len(changed) > 6 else ''}); choose another run.name"
-            )
-    else:
+    changes = dict(_changes(path, config)) if path.exists() else {}
+    if refused := [line for key, line in changes.items() if key not in config.run.allow_drift]:
+        raise ValueError(
+            f"{root} was started with other settings ({'; '.join(refused[:6])}"
+            f"{f'; and {len(refused) - 6} more' if len(refused) > 6 else ''}); choose another run.name, or allow them: "
+            f"run.allow_drift=[{','.join(changes)}]"
+        )
+    if not path.exists():
         root.mkdir(parents=True, exist_ok=True)
-        temporary = path.with_suffix(".part")
-        temporary.write_text(to_yaml(config))
-        temporary.replace(path)
-    return root
+        FileStore().put(str(path), to_yaml(config).encode())
+    for line in changes.values():
+        say(f"going on with another setting, as run.allow_drift says: {line}")
+    return list(changes.values())
 
 
 def job_folder(root: Path, stage: str, name: str) -> Path:
@@ -62,3 +86,26 @@ def read_result(folder: Path) -> dict | None:
 def write_result(folder: Path, result: dict) -> None:
     """Marks a job as done."""
     write_json(folder / RESULT, result)
+    (folder / ERROR).unlink(missing_ok=True)  # of an earlier attempt
+
+
+def errors(results: list[dict]) -> dict[str, str]:
+    """One line about each job that failed, by its stage and name."""
+    return {
+        " ".join(dict.fromkeys((result["stage"], result["name"]))): result["error"]
+        for result in results
+        if "error" in result
+    }
+
+
+def release(config: Config, folder: Path, stage: str) -> None:
+    """Lets go of the checkpoints of a trial that has ended, where those of all trials have a budget."""
+    if config.sweep.checkpoint_bytes and stage in (trials_stage(config), PACKS):
+        shutil.rmtree(folder / FOLDER, ignore_errors=True)
+
+
+def write_error(folder: Path, story: str) -> None:
+    """Keeps what is known about a failure; the job may be tried again."""
+    with suppress(OSError):  # the disk may be full, which is a failure that has a line already
+        folder.mkdir(parents=True, exist_ok=True)
+        (folder / ERROR).write_text(story)

@@ -11,14 +11,15 @@ from torch import Tensor
 
 from ..config.schema import Config, Evaluation
 from ..data import synthetic
-from ..data.pack import pack, packed
+from ..data.bad_samples import SKIPPED
+from ..data.pack import pack
 from ..data.shards import order
 from ..data.stream import ShardSource, open_stream
 from ..evaluation.evaluate import Reference
 from ..evaluation.evaluate import reference as reference_statistics
 from ..evaluation.features import FeatureNetwork, load_features
+from .folder import run_root
 
-_MADE_CHUNK = 256
 _REFERENCE_BATCH = 256
 
 
@@ -27,19 +28,13 @@ def cache_dir(config: Config) -> Path:
     return Path(config.data.cache_dir or Path(config.run.dir) / "cache").absolute()
 
 
-def _made_pictures(indices: range, seed: int) -> Iterator[tuple[np.ndarray, int]]:
-    for start in range(indices.start, indices.stop, _MADE_CHUNK):
-        images, labels = synthetic.make(range(start, min(start + _MADE_CHUNK, indices.stop)), seed)
-        yield from zip(images, labels.tolist(), strict=True)
-
-
 def made_patterns(config: Config) -> tuple[str, str]:
     """Shard patterns of the project's own pictures (training, held out); drawn and packed the first time."""
     made = config.data.made
     patterns = []
     for indices in (range(made.train), range(made.train, made.train + made.val)):
-        folder = cache_dir(config) / f"made-seed{made.seed}-{indices.start}-{indices.stop}-by{made.shard_size}"
-        patterns.append(packed(folder) or pack(_made_pictures(indices, made.seed), folder, made.shard_size))
+        folder = cache_dir(config) / f"made-{made.seed}-{indices.start}-{indices.stop}-{made.shard_size}"
+        patterns.append(pack(synthetic.source(indices, made.seed), folder, made.shard_size))
     return patterns[0], patterns[1]
 
 
@@ -48,14 +43,19 @@ def patterns(config: Config) -> tuple[str, str]:
     return (config.data.train, config.data.val) if config.data.train else made_patterns(config)
 
 
+def skipped_list(config: Config) -> Path:
+    """Where a run lists the bad samples that it leaves out."""
+    return run_root(config) / SKIPPED
+
+
 def open_train(config: Config) -> ShardSource:
     """The training stream."""
-    return open_stream(patterns(config)[0], config.data, cache_dir(config), train=True)
+    return open_stream(patterns(config)[0], config.data, cache_dir(config), train=True, skipped=skipped_list(config))
 
 
 def open_val(config: Config) -> ShardSource:
     """The held-out pictures."""
-    return open_stream(patterns(config)[1], config.data, cache_dir(config), train=False)
+    return open_stream(patterns(config)[1], config.data, cache_dir(config), train=False, skipped=skipped_list(config))
 
 
 def classes_known(config: Config) -> bool:

@@ -1,36 +1,45 @@
 """One job of a run: its folder, data, recorder and evaluation; a job's own code says only what is special to it."""
 
+import dataclasses
 import math
 import statistics
 import time
-from collections.abc import Callable, Mapping
-from contextlib import closing
-from functools import cached_property
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import closing, contextmanager
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
 
-from ..config.schema import Config, OneStep, Teacher, TenStep
+from ..config.schema import Config, Training, Workers
+from ..data import counters
 from ..data.stream import ShardSource
 from ..evaluation.evaluate import DivergedError, Reference, evaluate
 from ..evaluation.features import FeatureNetwork, to_uint8
 from ..metrics.jsonl import FILE_NAME, JsonlSink
+from ..metrics.packed import Member
 from ..metrics.recorder import Recorder
 from ..models.preconditioning import EDMPrecond
 from ..models.weights import save_weights
 from ..report.grids import save_grid
 from ..tasks.edm_loss import one_hot
-from ..tasks.task import Task
-from ..training.loop import train
-from ..training.runtime import Runtime
+from ..training.errors import one_line
+from ..training.loop import Stream
+from ..training.mirror import FOLDER
+from ..training.runtime import Runtime, stop_if_asked
+from ..training.saver import Saver
 from ..training.seeding import SampleRandom, fold
-from ..training.state import TrainState
 from . import build, inputs
 from .draws import Draw
-from .folder import job_folder
+from .folder import job_folder, release, write_result
+from .learning import Learning
+from .lease import RunGuard
+from .mirror import run_mirror
+from .trials import swept_settings
 
 TRAINING, EVALUATION, SELECTION = 10, 13, 14  # keys of the random streams; 11 and 12 were used up in choosing settings
+T = TypeVar("T")
 GRID = 32  # pictures kept as samples.png
 
 
@@ -39,56 +48,135 @@ def rank_part(total: int, rank: int, world_size: int) -> slice:
     return slice(total * rank // world_size, total * (rank + 1) // world_size)
 
 
+def micro_batched(training: Training, workers: Workers) -> Training:
+    """Where workers may be lost, each takes its samples in the parts that it would have with all: memory stays."""
+    if not workers.min or training.micro_batch:
+        return training
+    return dataclasses.replace(training, micro_batch=training.batch // workers.count)
+
+
 class Job:
     """A job and everything it may use."""
 
-    def __init__(self, config: Config, root: Path, stage: str, name: str, runtime: Runtime):
+    def __init__(
+        self,
+        config: Config,
+        root: Path,
+        stage: str,
+        name: str,
+        runtime: Runtime,
+        epoch: int = 0,
+        shared: dict[str, Any] | None = None,
+    ):
         self.config, self.root, self.stage, self.name, self.runtime = config, root, stage, name, runtime
+        self._shared = {} if shared is None else shared
+        self.guard = RunGuard(root, epoch)
+        self.mirror = run_mirror(config) if epoch else None  # a run that nobody leases has no copy
         self.folder = job_folder(root, stage, name)
         self.folder.mkdir(parents=True, exist_ok=True)
 
-    @cached_property
+    def once(self, name: str, make: Callable[[], T]) -> T:
+        """What `make` gives, made by the first of the jobs that share a process and need it."""
+        if name not in self._shared:
+            self._shared[name] = make()
+        return self._shared[name]
+
+    @property
     def data(self) -> ShardSource:
         """The training data."""
-        return inputs.open_train(self.config)
+        return self.once("data", lambda: inputs.open_train(self.config))
 
-    @cached_property
+    @property
     def teacher(self) -> EDMPrecond:
         """The trained teacher, frozen, on this job's device."""
-        return build.teacher(self.config, self.root).to(self.runtime.device)
+        return self.once("teacher", lambda: build.teacher(self.config, self.root).to(self.runtime.device))
 
-    @cached_property
+    @property
     def features(self) -> FeatureNetwork:
         """The feature network of the evaluation, on this job's device."""
-        return inputs.feature_network(self.config, self.runtime.device)
+        return self.once("features", lambda: inputs.feature_network(self.config, self.runtime.device))
 
-    @cached_property
+    @property
     def reference(self) -> Reference:
         """Statistics of the training data in those features."""
-        return inputs.reference(self.config, self.data, self.features)
+        return self.once("reference", lambda: inputs.reference(self.config, self.data, self.features))
 
-    def train(self, task: Task, settings: Teacher | TenStep | OneStep, **constants: float) -> TrainState:
-        """Trains a task in this job's folder."""
-        training = settings.training
-        sinks = [JsonlSink(self.folder / FILE_NAME)] if self.runtime.rank == 0 else []
-        identity = {**self._identity, "samples_total": training.samples, **constants}
-        recorder = Recorder(identity, training.batch, sinks, self.runtime.all_reduce)
-        seed = fold(self.config.run.seed, TRAINING)  # the same for every trial: they differ in their settings alone
-        try:
-            return train(task, self.data, training, seed, self.runtime, recorder, self.folder / "checkpoints")
-        finally:
-            recorder.close()
+    @property
+    def seed(self) -> int:
+        """Of the order of the data and of every draw in training; the same for trials that differ in settings alone."""
+        return fold(self.config.run.seed, TRAINING)
+
+    def training(self, learning: Learning) -> Training:
+        """Length and bookkeeping of what this job trains."""
+        return micro_batched(learning.settings.training, self.config.workers)
+
+    def member(self, learning: Learning) -> Member:
+        """What every record of this job's training says, and where its records go."""
+        known = {"samples_total": learning.settings.training.samples, **learning.constants}
+        if settings := swept_settings(self.config, self.stage):
+            known["settings"] = settings
+        return Member(
+            {**self._identity, **known}, [JsonlSink(self.folder / FILE_NAME)] if self.runtime.rank == 0 else []
+        )
+
+    def saver(self, stream: Stream, say: Callable[[str], None]) -> Saver:
+        """What saves this job's checkpoints."""
+        copies = self.mirror.of_job(self.folder, self.guard.epoch) if self.mirror else None
+        return Saver(self.folder / FOLDER, self.guard, self._facts(stream), self.config.workers.grace, copies, say)
+
+    @contextmanager
+    def prepared(self, learning: Learning) -> Iterator[tuple]:
+        """What `train` and `steps` take after the task or its state; the log is closed afterwards."""
+        training, member = self.training(learning), self.member(learning)
+        recorder = Recorder(
+            *(member.constants, training.batch, member.sinks, self.runtime.all_reduce, counters.since_now())
+        )
+        saver = self.saver(learning.stream, recorder.note)
+        with closing(recorder):
+            yield learning.stream, training, self.seed, self.runtime, recorder, saver, recorder.note
+
+    def complete(self, result: dict, seconds: float) -> dict:
+        """Keeps the result and sends its figures where metrics go; the job is done then."""
+        result = result | {"name": self.name, "stage": self.stage, "seconds": seconds}
+        if "figures" in result:
+            self.publish(result)
+        if self.runtime.rank == 0:
+            self.guard.check()
+            write_result(self.folder, result)
+            self.copy()
+            release(self.config, self.folder, self.stage)
+        self.runtime.barrier()
+        return result
+
+    def _facts(self, stream: Stream) -> dict[str, str]:
+        """What must be as it was when training goes on."""
+        drifts = {"data.train", "density_ratio.vectors"} & set(self.config.run.allow_drift)
+        return {} if drifts else {"data_digest": stream.digest}
 
     @property
     def _identity(self) -> dict[str, str]:
         return {"run": self.config.run.name, "stage": self.stage, "trial": self.name}
 
-    def publish(self, figures: Mapping[str, list[float]]) -> None:
-        """Sends the means over draws of the evaluation's figures where metrics go."""
-        if figures:
-            means = {f"evaluation/{name}": statistics.fmean(values) for name, values in figures.items()}
+    def tell(self, **values: float | str) -> None:
+        """Sends a record where metrics go."""
+        if self.runtime.rank == 0:
             with closing(JsonlSink(self.folder / FILE_NAME)) as sink:
-                sink.write({**self._identity, "time": time.time(), **means})
+                sink.write({**self._identity, "time": time.time(), **values})
+
+    def publish(self, result: Mapping[str, Any]) -> None:
+        """Sends the means over draws of the evaluation's figures, and what trials are chosen by, where metrics go."""
+        means = {name: statistics.fmean(values) for name, values in result["figures"].items()}
+        means |= {key: result[key] for key in ("selection",) if key in result}
+        self.tell(event="evaluated", **{f"evaluation/{name}": mean for name, mean in means.items()})
+
+    def copy(self) -> None:
+        """Copies what the finished job leaves to the mirror; if that fails the run's end tries again."""
+        if self.mirror:
+            try:
+                self.mirror.guard(self.guard.epoch).check()
+                self.mirror.push(self.folder)
+            except OSError as error:
+                self.tell(event=f"not copied yet: {' '.join(str(error).split())}")
 
     def save_weights(self, network: nn.Module, name: str = "weights") -> None:
         """Keeps a network's tensors as <name>.safetensors."""
@@ -101,6 +189,7 @@ class Job:
         size, device = self.config.data.image_size, self.runtime.device
 
         def images(number: int, ids: range) -> Tensor:
+            stop_if_asked(self.runtime, "its evaluation")
             whole = torch.zeros(len(ids), 3, size, size, device=device)
             part = rank_part(len(ids), self.runtime.rank, self.runtime.world_size)
             if mine := ids[part]:
@@ -112,9 +201,14 @@ class Job:
         return images
 
     def _figures(self, images: Callable[[int, range], Tensor], draws: int) -> dict[str, list[float]]:
+        self.tell(doing="evaluating")
         settings = inputs.with_draws(self.config.evaluation, draws)
         labels = inputs.label_marginal(self.data.label_counts) if inputs.classes_known(self.config) else None
-        return evaluate(images, self.reference, self.features, settings, labels)
+        try:
+            return evaluate(images, self.reference, self.features, settings, labels)
+        except torch.OutOfMemoryError as error:
+            remedy = f"set evaluation.batch={max(settings.batch // 2, 1)} (the figures stay)"
+            raise ValueError(f"evaluation.batch={settings.batch}: {one_line(error)}; {remedy}") from error
 
     @torch.inference_mode()
     def measure(self, draw: Draw) -> dict:
@@ -146,8 +240,13 @@ class Job:
             save_grid(pixels[:GRID], self.folder / "samples.png")
         settings = inputs.with_draws(self.config.evaluation, 1, len(pixels))
         known = inputs.classes_known(self.config)
+
+        def images(number: int, ids: range) -> Tensor:
+            stop_if_asked(self.runtime, "its evaluation")
+            return pixels[ids.start : ids.stop]
+
         figures = evaluate(
-            lambda number, ids: pixels[ids.start : ids.stop],
+            images,
             self.reference,
             self.features,
             settings,

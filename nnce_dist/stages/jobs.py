@@ -3,71 +3,20 @@
 A job that was done before returns its result at once; one that was interrupted goes on from its newest checkpoint.
 """
 
-import copy
 import time
 from pathlib import Path
 
 import torch
 
 from ..config.load import from_dict
-from ..tasks.one_step import OneStepTask
-from ..tasks.teacher import TeacherTask
-from ..tasks.ten_step import TenStepTask
-from ..training.runtime import Runtime
-from . import build, draws
-from .folder import read_result, write_result
+from ..metrics.jsonl import training_records
+from ..training.loop import train
+from ..training.runtime import Runtime, stop_if_asked
+from . import draws
+from .folder import read_result
 from .job import Job
-
-
-def train_teacher(job: Job) -> dict:
-    """Trains the denoiser and keeps its average."""
-    config = job.config
-    build.seed_networks(config, 1)
-    augment = build.augment(config)
-    state = job.train(
-        TeacherTask(build.denoiser(config), config.teacher, config.data.num_classes, augment), config.teacher
-    )
-    job.save_weights(state.trainees["denoiser"].best)
-    return {"samples": state.samples_seen}
-
-
-def tune_ten_step(job: Job) -> dict:
-    """Tunes the few-step sampler at one noise magnitude and measures it."""
-    config = job.config
-    sampler = build.ten_step_sampler(config, job.teacher)
-    task = TenStepTask(sampler, build.value(config), config.ten_step, config.objective, config.data.num_classes)
-    state = job.train(task, config.ten_step, noise_magnitude=config.objective.noise_magnitude)
-    tuned = state.trainees["sampler"].best
-    job.save_weights(tuned)
-    job.save_weights(state.trainees["value"].best, "value")
-    draw = draws.ten_step(tuned.eval(), config)
-    return {
-        "samples": state.samples_seen,
-        "noise_magnitude": config.objective.noise_magnitude,
-        "selection": job.select(draw),
-        **job.measure(draw),
-    }
-
-
-def distil_one_step(job: Job) -> dict:
-    """Distils the one-step generator and measures it."""
-    config = job.config
-    teacher = job.teacher
-    fake_score, generator = (copy.deepcopy(teacher).requires_grad_(True) for _ in range(2))
-    task = OneStepTask(
-        teacher,
-        fake_score,
-        generator,
-        config.one_step,
-        config.data.num_classes,
-        config.teacher.p_mean,
-        config.teacher.p_std,
-        build.augment(config),
-    )
-    state = job.train(task, config.one_step, noise_magnitude=config.one_step.critic_noise_magnitude)
-    generator = state.trainees["generator"].best
-    job.save_weights(generator)
-    return {"samples": state.samples_seen, **job.measure(draws.one_step(generator.eval(), config))}
+from .learnings import LEARNINGS
+from .packs import run_pack
 
 
 def measure_sampler(job: Job) -> dict:
@@ -78,24 +27,67 @@ def measure_sampler(job: Job) -> dict:
     return job.measure(draws.UNTRAINED[job.name](teacher, job.config))
 
 
-JOBS = {"teacher": train_teacher, "ten_step": tune_ten_step, "one_step": distil_one_step, "samplers": measure_sampler}
+SELECTION = "selection"  # the metric that a stage is chosen by unless the sweep names another
+
+
+class JobsFailedError(RuntimeError):
+    """One or more jobs failed; the others are done."""
+
+
+def learn(job: Job) -> dict:
+    """Trains what the job's stage learns, and gives its result."""
+    learning = LEARNINGS[job.stage](job)
+    with job.prepared(learning) as where:
+        state = train(learning.task, *where)
+    return learning.finish(state.best, state.samples_seen)
+
+
+def learn_segment(job: Job, until: int, metric: str) -> dict:
+    """Trains until so many samples were seen: the value of the metric there and, at the end of training, the result."""
+    learning = LEARNINGS[job.stage](job)
+    with job.prepared(learning) as where:
+        state = train(learning.task, *where, until=until)
+    finished = until == learning.settings.training.samples
+    result = learning.finish(state.best, state.samples_seen) if finished else {"samples": until}
+    if finished and "selection" not in result:
+        result["selection"] = learning.select(state.best)
+    if metric == SELECTION:
+        return result | {"value": result["selection"] if finished else learning.select(state.best)}
+    return result | {"value": recorded(job.folder, metric)}
+
+
+def recorded(folder: Path, metric: str) -> float:
+    """The last value of a figure of a job's log. Raises ValueError naming those that there are."""
+    records = training_records(folder)
+    if not records or metric not in records[-1]:
+        names = ", ".join(sorted(key for key in records[-1] if "/" in key)) if records else "none"
+        raise ValueError(f"sweep.metric={metric} is not recorded; use {SELECTION}, or one of: {names}")
+    return records[-1][metric]
 
 
 def run_job(payload: dict, runtime: Runtime) -> dict:
-    """Runs one job: {"stage": a key of JOBS, "name": the trial, "config": plain configuration, "root": run folder}.
+    """Runs one job: {"stage": its kind, "name": the trial, "config": plain configuration, "root": run folder}.
 
-    Returns its result: name, stage, seconds, samples trained, and figures by name with one value per draw.
+    With the "epoch" of a lease it commits nothing once the run has another owner. Returns its result: name, stage,
+    seconds, samples trained, and figures by name with one value per draw. With "trials" it is a pack of jobs, whose
+    results are those of all (see `packs.py`). With "until" and "metric" it is trained until so many samples were seen,
+    and measured there; it is done only at the end of its training.
     """
     config = from_dict(payload["config"])
     torch.set_num_threads(config.workers.threads)
-    job = Job(config, Path(payload["root"]), payload["stage"], payload["name"], runtime)
+    root, epoch = Path(payload["root"]), payload.get("epoch", 0)
+    job = Job(config, root, payload["stage"], payload["name"], runtime, epoch)
+    if "trials" in payload:
+        return run_pack(job, payload["trials"])
     if (done := read_result(job.folder)) is not None:
         return done
+    stop_if_asked(runtime, "its start")
     start = time.perf_counter()
-    result = JOBS[job.stage](job)
-    result |= {"name": job.name, "stage": job.stage, "seconds": time.perf_counter() - start}
-    if runtime.rank == 0:
-        job.publish(result.get("figures", {}))
-        write_result(job.folder, result)
-    runtime.barrier()
-    return result
+    if "until" in payload:
+        result = learn_segment(job, payload["until"], payload["metric"])
+        if "selection" not in result:
+            job.tell(event="judged", **{f"evaluation/{SELECTION}": result["value"]})
+            return result  # there is more to come
+    else:
+        result = measure_sampler(job) if job.stage == "samplers" else learn(job)
+    return job.complete(result, time.perf_counter() - start)

@@ -1,66 +1,158 @@
 """Where jobs run: one after the other in this process, or as trials on Ray. `pipeline.py` cannot tell which."""
 
+import time
+import traceback
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from pathlib import Path
 from typing import Protocol
 
+from ..config.load import from_dict
 from ..config.schema import Config
+from ..metrics.jsonl import FILE_NAME, JsonlSink, read
+from ..training.checkpoint import FencedError
+from ..training.errors import describe
 from ..training.runtime import LocalRuntime
-from ..training.stopping import StopSignal
-from .folder import job_folder, read_result
-from .jobs import run_job
+from ..training.stopping import Stopped, StopSignal
+from .folder import job_folder, read_result, release, write_error
+from .jobs import JobsFailedError, run_job
+from .trials import swept_settings
 
 
-class JobsFailedError(RuntimeError):
-    """One or more jobs failed; the others are done."""
+class Feed(Protocol):
+    """Where jobs come from while others run, and where their results go."""
+
+    def next(self) -> dict | None:
+        """The payload of a job that can begin; None if there is none now, which is the end if none is running."""
+
+    def done(self, payload: dict, result: dict) -> None:
+        """A job has ended."""
 
 
-class Launcher(Protocol):
-    """Runs jobs and returns their results in order."""
+class Launcher(ABC):
+    """Runs jobs. The result of one that failed is its name, stage and `error`; it disturbs no other.
+
+    Both raise `Stopped` when the run was asked to end, JobsFailedError when there is nowhere to run.
+    """
+
+    @abstractmethod
+    def follow(self, feed: Feed) -> None:
+        """Runs jobs until the feed has no more."""
 
     def run(self, payloads: list[dict]) -> list[dict]:
-        """Raises JobsFailedError, after the others ended, if any failed."""
+        """The results of jobs in order; what is done already is not done again."""
+        results = {payload["name"]: read_result(payload_folder(payload)) for payload in payloads}
+        if missing := [payload for payload in payloads if results[payload["name"]] is None]:
+            self.follow(_Listed(missing, results))
+        return [results[payload["name"]] for payload in payloads]
 
 
-class LocalLauncher:
+class _Listed:
+    """A feed of jobs that are all known beforehand; their results go into `results`, by name."""
+
+    def __init__(self, payloads: list[dict], results: dict[str, dict]):
+        self._waiting, self._results = iter(payloads), results
+
+    def next(self) -> dict | None:
+        return next(self._waiting, None)
+
+    def done(self, payload: dict, result: dict) -> None:
+        self._results[payload["name"]] = result
+
+
+class LocalLauncher(Launcher):
     """One job after the other in this process."""
 
-    def __init__(self, config: Config, stop: StopSignal):
-        self._device, self._stop = "cuda" if config.workers.gpus else "cpu", stop
+    def __init__(self, config: Config, epoch: int, stop: StopSignal):
+        self._epoch = epoch
+        self._runtime = LocalRuntime("cuda" if config.workers.gpus else "cpu", stop)
 
-    def run(self, payloads: list[dict]) -> list[dict]:
-        """Results in order; the first failure ends it."""
-        return [run_job(payload, LocalRuntime(self._device, self._stop)) for payload in payloads]
+    def follow(self, feed: Feed) -> None:
+        """Whatever the feed gives next."""
+        while (payload := feed.next()) is not None:
+            feed.done(payload, self._run(payload | {"epoch": self._epoch}))
+
+    def _run(self, payload: dict) -> dict:
+        try:
+            return run_job(payload, self._runtime)
+        except Stopped as stopped:
+            raise Stopped.together({payload["name"]: stopped}) from stopped
+        except FencedError:
+            raise  # the run is another job's now
+        except Exception as error:  # whatever it is, it ends this job alone
+            return failed(payload, describe(error), traceback.format_exc())
 
 
-class RayLauncher:
+class RayLauncher(Launcher):
     """Jobs as trials of Ray Tune, each in its own process or worker group; Ray starts when one is not done yet."""
 
-    def __init__(self, config: Config, root: Path, ray: ExitStack):
-        self._config, self._root, self._ray = config, root, ray
+    def __init__(self, config: Config, root: Path, epoch: int, ray: ExitStack):
+        self._config, self._root, self._epoch, self._ray = config, root, epoch, ray
 
-    def run(self, payloads: list[dict]) -> list[dict]:
-        """Results in order; a failed trial does not disturb the others."""
-        done = [read_result(payload_folder(payload)) for payload in payloads]
-        missing = [payload for payload, result in zip(payloads, done, strict=True) if result is None]
-        fresh = iter(self._run(missing) if missing else [])
-        return [next(fresh) if result is None else result for result in done]
-
-    def _run(self, payloads: list[dict]) -> list[dict]:
+    def follow(self, feed: Feed) -> None:
+        """As many at a time as the cluster holds."""
         from ..on_ray.environment import ClusterError, session
-        from ..on_ray.sweep import run_trials
+        from ..on_ray.resources import TooLargeError
+        from ..on_ray.sweep import run_feed
 
-        concurrent, verbose = self._config.sweep.concurrent, self._config.run.verbose
+        workers, verbose = self._config.workers, self._config.run.verbose
+        trials = _Trials(feed, self._epoch)
         try:
-            self._ray.enter_context(session(verbose))  # within an outer one it is that one
-            outcomes = run_trials(run_job, payloads, self._config.workers, self._root, concurrent, verbose=verbose)
+            self._ray.enter_context(session(verbose, grace=workers.grace))  # within an outer one it is that one
+            concurrent = self._config.sweep.concurrent
+            run_feed(run_job, trials, workers, self._root, concurrent, tell_restart, verbose)
+        except TooLargeError:
+            raise  # bad input, which is known only now
         except ClusterError as error:
             raise JobsFailedError(str(error)) from error
-        failed = [f"{outcome.name}: {outcome.error}" for outcome in outcomes if outcome.error]
-        if failed:
-            raise JobsFailedError("; ".join(failed))
-        return [outcome.value for outcome in outcomes]
+        if trials.stopped:
+            raise Stopped.together(trials.stopped)
+
+
+class _Trials:
+    """Jobs of a feed as trials of `on_ray.sweep`, under the epoch of the run's lease; no more once one was stopped."""
+
+    def __init__(self, feed: Feed, epoch: int):
+        self._feed, self._epoch = feed, epoch
+        self.stopped: dict[str, Stopped] = {}
+
+    def next(self) -> dict | None:
+        payload = None if self.stopped else self._feed.next()
+        return payload and payload | {"epoch": self._epoch}
+
+    def done(self, payload: dict, outcome) -> None:
+        if outcome.stopped:
+            self.stopped[outcome.name] = outcome.stopped
+        else:
+            error = outcome.error
+            self._feed.done(payload, failed(payload, error, outcome.traceback) if error else outcome.value)
+
+
+def failed(payload: dict, error: str, story: str) -> dict:
+    """The result of a job that failed: one line about it; the whole story is kept in its folder."""
+    write_error(payload_folder(payload), story)
+    config = from_dict(payload["config"])
+    _tell(payload, event=f"failed: {error}", settings=swept_settings(config, payload["stage"]))
+    release(config, payload_folder(payload), payload["stage"])
+    return {"name": payload["name"], "stage": payload["stage"], "error": error}
+
+
+def tell_restart(payload: dict, cause: str, line: str) -> None:
+    """Counts a restart of a job's workers where metrics go."""
+    path, key = Path(payload["root"]) / FILE_NAME, f"restarts/{cause}"
+    earlier = [one for one in read(path) if _identity(payload).items() <= one.items()] if path.exists() else []
+    _tell(payload, event=f"started again: {line}", **{key: sum(key in one for one in earlier) + 1})
+
+
+def _tell(payload: dict, **values: float | str) -> None:
+    """Sends a record about a job where metrics go; in the run's own file, which no resumed job cuts back."""
+    with closing(JsonlSink(Path(payload["root"]) / FILE_NAME)) as sink:
+        sink.write({**_identity(payload), "time": time.time(), **values})
+
+
+def _identity(payload: dict) -> dict[str, str]:
+    return {"run": Path(payload["root"]).name, "stage": payload["stage"], "trial": payload["name"]}
 
 
 def payload_folder(payload: dict) -> Path:
@@ -74,11 +166,11 @@ def uses_ray(config: Config) -> bool:
 
 
 @contextmanager
-def launcher(config: Config, root: Path) -> Iterator[Launcher]:
-    """The launcher that the configuration asks for; a Ray that it started ends here."""
+def launcher(config: Config, root: Path, epoch: int) -> Iterator[Launcher]:
+    """The launcher that the configuration asks for; a Ray that it started ends here. Jobs commit under the epoch."""
     if uses_ray(config):
         with ExitStack() as ray:
-            yield RayLauncher(config, root, ray)
+            yield RayLauncher(config, root, epoch, ray)
     else:
         with StopSignal() as stop:
-            yield LocalLauncher(config, stop)
+            yield LocalLauncher(config, epoch, stop)

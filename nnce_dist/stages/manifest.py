@@ -1,6 +1,7 @@
 """manifest.json: what made a run, so that somebody else can make it again."""
 
 import importlib.metadata
+import json
 import os
 import platform
 import shlex
@@ -47,19 +48,20 @@ def hardware() -> str:
     return f"{os.cpu_count()} cores {processor()}{gpus}"
 
 
-def write_manifest(root: Path, command: list[str]) -> None:
-    """Writes the manifest of a run; a continued run keeps its first one."""
-    path = root / "manifest.json"
-    if path.exists():
-        return
+def _made_by(command: list[str]) -> dict:
     commit = _git("rev-parse", "HEAD") + ("-dirty" if _git("status", "--porcelain", "--untracked-files=no") else "")
-    write_json(
-        path,
-        {
-            "command": shlex.join(["python", *command]),
-            "versions": {package: _version(package) for package in PACKAGES},
-            "python": platform.python_version(),
-            "git_commit": commit or None,
-            "hardware": hardware(),
-        },
-    )
+    return {
+        "command": shlex.join(["python", *command]),
+        "versions": {package: _version(package) for package in PACKAGES},
+        "python": platform.python_version(),
+        "git_commit": commit or None,
+        "hardware": hardware(),
+    }
+
+
+def write_manifest(root: Path, command: list[str], drift: list[str]) -> None:
+    """Writes the manifest of a run; a continued run keeps its first one and adds the settings that have drifted."""
+    path = root / "manifest.json"
+    manifest = json.loads(path.read_text()) if path.exists() else _made_by(command)
+    known = manifest.get("drift", [])
+    write_json(path, manifest | {"drift": known + [line for line in drift if line not in known]})

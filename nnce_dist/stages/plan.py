@@ -7,7 +7,9 @@ from rich.console import Console
 from rich.table import Table
 
 from ..config.schema import Config
-from . import build
+from ..config.sweep_checks import swept_stage
+from . import build, density_ratio_run, sweep_plan
+from .estimate import Estimate
 from .folder import run_root
 from .launch import uses_ray
 from .manifest import hardware
@@ -60,26 +62,33 @@ def _workers(config: Config) -> str:
 STAGES = {"teacher": _teacher, "ten_step": _ten_step, "one_step": _one_step}
 
 
-def plan(config: Config) -> list[tuple[str, str]]:
-    """What will happen, as (part, description) rows. Raises ValueError for weights of another architecture."""
-    rows = [
-        ("machine", hardware()),
-        ("workers", _workers(config)),
+def plan(config: Config, estimated: bool = False) -> list[tuple[str, str]]:
+    """What will happen, as (part, description) rows; `estimated`, and for a space, with what the sweep will take.
+
+    Raises ValueError for weights of another architecture.
+    """
+    where = [("machine", hardware()), ("workers", _workers(config))]
+    what = density_ratio_run.plan(config) if density_ratio_run.chosen(config) else _samplers(config)
+    sweep = Estimate.of(config) if estimated or config.sweep.space else None
+    return [*where, *what, *(sweep_plan.rows(sweep) if sweep else ()), ("results", str(run_root(config)))]
+
+
+def _samplers(config: Config) -> list[tuple[str, str]]:
+    e, swept = config.evaluation, swept_stage(config) if config.sweep.space else None
+    beside = [stage for stage in config.run.stages if "teacher" != swept != stage]  # a swept teacher is all there is
+    return [
         ("data", _data(config)),
         ("networks", _networks(config)),
+        *((stage, STAGES[stage](config)) for stage in beside),
+        ("evaluation", f"{e.draws} draws of {e.num_samples:,} images per sampler"),
     ]
-    rows += [(stage, STAGES[stage](config)) for stage in config.run.stages]
-    e = config.evaluation
-    rows.append(("evaluation", f"{e.draws} draws of {e.num_samples:,} images per sampler"))
-    rows.append(("results", str(run_root(config))))
-    return rows
 
 
-def show(config: Config, console: Console) -> None:
-    """Prints the plan."""
+def show(config: Config, console: Console, estimated: bool = False) -> None:
+    """Prints the plan (see `plan`)."""
     table = Table(show_header=False, box=None, padding=(0, 1))
     table.add_column(style="bold")
     table.add_column(overflow="fold")
-    for row in plan(config):
+    for row in plan(config, estimated):
         table.add_row(*row)
     console.print(table)

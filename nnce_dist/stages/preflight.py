@@ -6,17 +6,25 @@ from pathlib import Path
 
 import torch
 
+from ..config import room
 from ..config.schema import Config
 from ..data.check import check as check_shards
+from ..data.vectors import read_pairs
 from ..evaluation.inception import load_weights as load_inception_weights
 from ..models.weights import differences, load_weights
-from . import build
+from . import build, sweep_preflight
+from .budget import within
 from .folder import run_root
 
 
 def _shards(config: Config) -> None:
     for pattern in filter(None, (config.data.train, config.data.val)):
-        check_shards(pattern, config.data)
+        try:
+            check_shards(pattern, config.data)
+        except TimeoutError:
+            if not run_root(config).exists():
+                raise
+            # a run that has begun has copies, and goes on with them while the store does not answer
 
 
 def _fits(setting: str, path: Path, build_network: Callable[[Config], torch.nn.Module], config: Config) -> None:
@@ -56,6 +64,18 @@ def _devices(config: Config) -> None:
 
     if config.workers.gpus and not uses_ray(config) and not torch.cuda.is_available():
         raise ValueError(f"workers.gpus={config.workers.gpus:g}, but this machine has no GPU; use workers.gpus=0")
+    here = [{"CPU": os.cpu_count(), "GPU": torch.cuda.device_count()}]
+    if uses_ray(config) and not os.environ.get("RAY_ADDRESS") and not room.fitting(config.workers, here):
+        raise ValueError(room.refusal(config.workers, here))  # a Ray of our own would have just this machine
+
+
+def _vectors(config: Config) -> None:
+    if config.density_ratio.vectors:
+        read_pairs(config.density_ratio.vectors)
+
+
+def _budget(config: Config) -> None:
+    within(config)
 
 
 CHECKS: tuple[Callable[[Config], None], ...] = (
@@ -65,13 +85,15 @@ CHECKS: tuple[Callable[[Config], None], ...] = (
     _value_weights,
     _inception_weights,
     _shards,
+    _vectors,
+    _budget,
 )
 
 
 def check(config: Config) -> None:
     """Raises ValueError with every problem found, one per line."""
     problems = []
-    for look in CHECKS:
+    for look in (*CHECKS, *(sweep_preflight.CHECKS if config.sweep.space else ())):
         try:
             look(config)
         except (ValueError, OSError) as error:

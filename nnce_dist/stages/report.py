@@ -1,99 +1,91 @@
-"""From the results of a run's jobs to its report."""
+"""From the results of a run's jobs to its report, its table of trials, and its best trial as a preset."""
 
+import dataclasses
 import json
-import math
 from pathlib import Path
 
 from rich.console import Console
 
 from ..config.load import to_yaml
 from ..config.schema import Config
-from ..metrics.jsonl import FILE_NAME, read
-from ..report.data import Curve, ReportData, SamplerResult, describe_magnitude
+from ..data.files import FileStore
+from ..report.data import Curve, ReportData, SamplerResult
 from ..report.html import write_report
+from ..report.subject import RATIOS, SAMPLERS
+from ..report.sweep_table import counts, terminal_trials
 from ..report.table import terminal_table
-from .folder import job_folder
-from .trials import ZERO_ENERGY, Trial, best, sweep_trials
+from ..report.trial_csv import to_csv
+from ..report.trials import SweepData
+from ..training.checkpoint import write_json
+from . import best as best_file
+from . import density_ratio_run
+from .folder import errors
+from .sampler_rows import curves, rows
+from .sweep_results import sweep_data
+
+RESULTS = "results.json"  # what `nnce compare` reads
+CHOSEN = "The best trial was chosen by {metric}, on draws that none of these figures saw."
 
 
-def _evaluations(config: Config) -> dict[str, int]:
-    """Network evaluations per image of each untrained sampler; Heun's last step has one."""
-    steps = config.ten_step.num_steps
-    heun = 2 * max(steps // 2, 2) - 1
-    return {"teacher": 2 * config.teacher.steps - 1, "untuned": steps, "euler": steps, "heun": heun}
-
-
-def _untrained(config: Config) -> dict[str, tuple[str, str]]:
-    """Title and group of each row that needs no training."""
-    steps = config.ten_step.num_steps
-    return {
-        "data": ("Held-out data", "data"),
-        "teacher": (f"Teacher, Heun {config.teacher.steps} steps", "teacher"),
-        "untuned": (f"Untuned {steps}-step", "untuned"),
-        "euler": (f"Euler, {steps} steps", "baseline"),
-        "heun": (f"Heun, {max(steps // 2, 2)} steps", "baseline"),
-    }
-
-
-def _tuned_title(trial: Trial, steps: int) -> str:
-    if trial.energy_weight == 0:
-        return f"{steps}-step, zero energy"
-    kinds = {1.0: ", NCE", math.inf: ", NWJ"}
-    kind = ", \N{GREEK SMALL LETTER GAMMA} held" if trial.held else kinds.get(trial.noise_magnitude, "")
-    return f"{steps}-step, M = {describe_magnitude(trial.noise_magnitude)}{kind}"
-
-
-def rows(config: Config, root: Path, results: list[dict]) -> list[SamplerResult]:
-    """The table's rows, those that are comparable beside each other."""
-    by_name = {result["name"]: result for result in results if "figures" in result}
-    swept = [result for result in results if result["stage"] == "ten_step"]
-    chosen = best(swept)["name"] if swept else None
-    evaluations, steps = _evaluations(config), config.ten_step.num_steps
-
-    def row(name: str, title: str, group: str, **more) -> SamplerResult:
-        result = by_name[name]
-        grid = job_folder(root, result["stage"], name) / "samples.png"
-        note = result.get("note", "")
-        return SamplerResult(title, group, result["figures"], grid=grid, note=note, chosen=name == chosen, **more)
-
-    table = [
-        row(name, title, group, evaluations=evaluations.get(name))
-        for name, (title, group) in _untrained(config).items()
-        if name in by_name
-    ]
-    for trial in sweep_trials(config):
-        if trial.name in by_name:
-            control = trial.energy_weight == 0
-            magnitude = None if control else trial.noise_magnitude
-            group = "control" if control else "tuned"
-            title = _tuned_title(trial, steps)
-            table.append(row(trial.name, title, group, evaluations=steps, noise_magnitude=magnitude, held=trial.held))
-    if "one_step" in by_name:
-        table.append(row("one_step", "One-step", "one_step", evaluations=1))
-    order = ("data", "teacher", "untuned", "baseline", "control", "tuned", "one_step")
-    return sorted(table, key=lambda r: (order.index(r.group), r.held))
-
-
-def curves(root: Path, results: list[dict]) -> list[Curve]:
-    """Training curves of every job that trained."""
-    found = []
-    for result in results:
-        path = job_folder(root, result["stage"], result["name"]) / FILE_NAME
-        records = [record for record in read(path) if "samples_seen" in record] if path.exists() else []
-        if records:
-            magnitude = None if result["name"] == ZERO_ENERGY else result.get("noise_magnitude")
-            held = result["name"].endswith("-held")
-            found.append(Curve(result["name"], result["stage"], records, magnitude, held))
-    return found
+def keep(config: Config, root: Path, results: list[dict]) -> SweepData:
+    """Writes what others read: all results, the trials as a table, the best one as a preset."""
+    sweep = sweep_data(config, root, results)
+    write_json(root / RESULTS, results)
+    if sweep.trials:
+        FileStore().put(str(root / "sweep.csv"), to_csv(sweep.trials).encode())
+    if sweep.best:
+        FileStore().put(str(root / best_file.FILE), best_file.best_yaml(config, root, sweep).encode())
+    return sweep
 
 
 def write(config: Config, root: Path, results: list[dict], seconds: float, console: Console) -> Path:
-    """Writes report.html and ends the terminal's output with the table and the report's path."""
+    """Writes report.html, sweep.csv and best.yaml; ends the terminal's output with the table and the report's path."""
+    sweep = keep(config, root, results)
     manifest = json.loads((root / "manifest.json").read_text())
-    spent = {f"{result['stage']}/{result['name']}": result["seconds"] for result in results}
-    manifest |= {"seed": config.run.seed, "total_seconds": seconds, "stage_seconds": spent}
-    data = ReportData(config.run.name, rows(config, root, results), curves(root, results), manifest, to_yaml(config))
+    manifest |= {"seed": config.run.seed, "total_seconds": seconds, "stage_seconds": _spent(results)}
+    subject = RATIOS if density_ratio_run.chosen(config) else SAMPLERS
+    if config.sweep.space:
+        subject = dataclasses.replace(subject, chosen_apart=CHOSEN.format(metric=config.sweep.metric))
+    table, learning = contents(config, root, results, sweep)
+    shown = sweep if config.sweep.space else None
+    data = ReportData(config.run.name, table, learning, manifest, to_yaml(config), errors(results), subject, shown)
     page = write_report(data, root)
-    console.print(terminal_table(data.rows))
+    _tell(data, root, console)
     console.print(f"report: {page}", soft_wrap=True)
     return page
+
+
+def contents(
+    config: Config, root: Path, results: list[dict], sweep: SweepData
+) -> tuple[list[SamplerResult], list[Curve]]:
+    """Rows and curves; those of the trials of a space are in the sweep, but for the best, which has a row as well."""
+    if not density_ratio_run.chosen(config):
+        others = [result for result in results if "trial" not in result]
+        best_trials = [result for result in results if "trial" in result and result["name"] == _first(sweep)]
+        return rows(config, root, others, best_trials), curves(root, others)
+    return ([], []) if config.sweep.space else density_ratio_run.contents(config, root, results)
+
+
+def _first(sweep: SweepData) -> str | None:
+    return sweep.best[0].name if sweep.best else None
+
+
+def _spent(results: list[dict]) -> dict[str, float]:
+    """Seconds of each job; those of the trials of a space together."""
+    spent: dict[str, float] = {}
+    for result in results:
+        name = f"{result['stage']}/{'all trials' if 'trial' in result else result['name']}"
+        spent[name] = spent.get(name, 0.0) + result.get("seconds", 0.0)
+    return {name: seconds for name, seconds in spent.items() if seconds}
+
+
+def _tell(data: ReportData, root: Path, console: Console) -> None:
+    """The table, and beside it where the rest is."""
+    if data.rows or not data.sweep:
+        console.print(terminal_table(data.rows, data.subject.thing))
+    if data.sweep:
+        console.print(counts(data.sweep.trials))
+        console.print(terminal_trials(data.sweep))
+        console.print(f"all trials: {root / 'sweep.csv'}", soft_wrap=True)
+    if (root / best_file.FILE).exists():
+        console.print(f"best: preset={root / best_file.FILE}", soft_wrap=True)

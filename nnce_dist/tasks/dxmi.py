@@ -4,16 +4,11 @@ E is the energy -ln r, r = p_data / p_sampler, and V the value, the same network
 from noise (t = 0) to data (t = T).
 """
 
-import math
-
 import torch
 from torch import Tensor
 
 from ..config import schema
-from ..ratio.objectives import n2ce, ratio_regularisation, reweighted_bce
 from ..samplers.schedules import FewStepSchedule, karras_schedule, var_schedule
-
-OBJECTIVES = {"n2ce": n2ce, "reweighted_bce": reweighted_bce}
 
 
 def few_step_schedule(settings: schema.TenStep) -> FewStepSchedule:
@@ -30,23 +25,6 @@ def few_step_schedule(settings: schema.TenStep) -> FewStepSchedule:
 def running_cost(x: Tensor, x_next: Tensor, velocity: Tensor) -> Tensor:
     """||x' - x||^2 / (2 v dim) per sample (b,), for velocities v (b,)."""
     return (x_next - x).square().flatten(1).mean(1) / (2 * velocity)
-
-
-def regularisation_weight(objective: schema.Objective) -> float:
-    """gamma, or gamma M/(M+1), which holds gamma (M+1)/M fixed over M.
-
-    At r = 1 every weight in the energy's gradient is M/(M+1), so a smaller M also means more regularisation.
-    """
-    m = objective.noise_magnitude
-    share = m / (m + 1) if math.isfinite(m) else 1.0
-    return objective.ratio_regularisation * (share if objective.hold_regularisation else 1.0)
-
-
-def energy_loss(energy_data: Tensor, energy_fake: Tensor, objective: schema.Objective) -> Tensor:
-    """Per-sample loss (b,) of energies on data and on generated samples, both sides and the regulariser included."""
-    f_data, f_fake = -energy_data, -energy_fake
-    sides = OBJECTIVES[objective.kind](f_data, f_fake, objective.noise_magnitude)
-    return sum(sides) + regularisation_weight(objective) * sum(ratio_regularisation(f_data, f_fake))
 
 
 def time_costs(num_steps: int, constant: float, sigmoid: float) -> Tensor:

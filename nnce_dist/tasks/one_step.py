@@ -26,6 +26,7 @@ from ..samplers.one_step import one_step
 from . import sid
 from .edm_loss import denoising_loss, lognormal_sigma, noised, one_hot
 from .frozen import frozen
+from .objective import CONSTANT, NoiseMagnitude
 from .settings import optimiser_settings
 from .task import Batch, LossAndObservations, OptimiserSettings, Random, Update
 
@@ -37,8 +38,9 @@ class OneStepTask:
 
     `generator` and `fake_score` start as copies of the teacher (SiD^2A: `generator` is a finished SiD generator).
     `p_mean` and `p_std` are the teacher's training noise, `augment` its augmentation, used on what the fake score sees.
-    Labels are those of the batch; without a critic nothing else of the batch is used. The teacher must be on the
-    device of the run: the loop moves only networks that learn.
+    The critic's M goes to `critic_noise_magnitude` as `schedule` says. Labels are those of the batch; without a critic
+    nothing else of the batch is used. The teacher must be on the device of the run: the loop moves only networks that
+    learn.
     """
 
     def __init__(
@@ -51,11 +53,15 @@ class OneStepTask:
         p_mean: float = -1.2,
         p_std: float = 1.2,
         augment: Augment | None = None,
+        schedule: schema.MagnitudeSchedule = CONSTANT,
     ):
-        self.noise_magnitude = 1.0 if settings.critic == "bce" else settings.critic_noise_magnitude
+        nce = settings.critic == "bce"
+        final = 1.0 if nce else settings.critic_noise_magnitude
+        self.magnitude = NoiseMagnitude(final, CONSTANT if nce else schedule, settings.training.samples)
         self.has_critic = settings.critic != "none"
         if self.has_critic:
-            sid.check_clip(self.noise_magnitude, settings.critic_clip)
+            for m in self.magnitude.milestones:
+                sid.check_clip(m, settings.critic_clip)
         self.teacher = teacher.eval().requires_grad_(False)
         self.networks = {"fake_score": fake_score, "generator": generator}
         self.optimisers: dict[str, OptimiserSettings] = {
@@ -69,10 +75,10 @@ class OneStepTask:
         self, batch: Batch, random: Random, samples_seen: int, mean_over_ranks: Callable[[Tensor], Tensor]
     ) -> Iterator[Update]:
         """The fake score's update, then the generator's once it is no longer frozen."""
-        labels = one_hot(batch.labels, self.num_classes)
+        labels, m = one_hot(batch.labels, self.num_classes), self.magnitude.at(samples_seen)
 
         def on(loss: Callable[..., LossAndObservations], part: slice) -> LossAndObservations:
-            return loss(batch.x[part], None if labels is None else labels[part], random[part])
+            return loss(m, batch.x[part], None if labels is None else labels[part], random[part])
 
         yield Update("fake_score", partial(on, self.fake_score_loss), len(batch))
         if samples_seen >= self.settings.generator_freeze_samples:
@@ -84,8 +90,8 @@ class OneStepTask:
         generator = self.networks["generator"]
         return one_step(lambda x, sigma: generator(x, sigma, labels), shape, self.settings.sigma_init, random)
 
-    def fake_score_loss(self, x: Tensor, labels: Tensor | None, random: Random) -> LossAndObservations:
-        """Denoising of generated samples (B,), plus the critic's loss between them and the data x (B, ...)."""
+    def fake_score_loss(self, m: float, x: Tensor, labels: Tensor | None, random: Random) -> LossAndObservations:
+        """Denoising of generated samples (B,), plus the critic's loss at M = m between them and the data x (B, ...)."""
         fake_score = self.networks["fake_score"].train()
         self.networks["generator"].eval()
         with torch.no_grad():
@@ -102,18 +108,18 @@ class OneStepTask:
         observations = {"score_loss": loss / x[0].numel()}
         if self.has_critic:
             _, _, log_ratio_data = seen_noisy(x)
-            critic = sid.critic_loss(log_ratio_data, log_ratio_fake, sigma, fake_score.sigma_data, self.noise_magnitude)
+            critic = sid.critic_loss(log_ratio_data, log_ratio_fake, sigma, fake_score.sigma_data, m)
             loss = loss + self.settings.critic_loss_scale * critic
-            observations |= self.critic_observations(log_ratio_data, log_ratio_fake) | {"critic_loss": critic}
+            observations |= self.critic_observations(log_ratio_data, log_ratio_fake, m) | {"critic_loss": critic}
         return loss, observations | {"loss": loss}
 
-    def critic_observations(self, log_ratio_data: Tensor, log_ratio_fake: Tensor) -> dict[str, Tensor]:
+    def critic_observations(self, log_ratio_data: Tensor, log_ratio_fake: Tensor, m: float) -> dict[str, Tensor]:
         """The state of the critic's ratio, averaged over places (B,)."""
-        seen = ratio_observations(log_ratio_data, log_ratio_fake, self.noise_magnitude)
+        seen = ratio_observations(log_ratio_data, log_ratio_fake, m)
         return {name: values.flatten(1).mean(1) for name, values in seen.items()}
 
     def generator_loss(
-        self, adversarial: bool, x: Tensor, labels: Tensor | None, random: Random
+        self, adversarial: bool, m: float, x: Tensor, labels: Tensor | None, random: Random
     ) -> LossAndObservations:
         """SiD's loss (B,), or half of it and half of the adversarial loss; of x (B, ...) only the shape is used."""
         settings = self.settings
@@ -129,7 +135,7 @@ class OneStepTask:
         loss = settings.generator_loss_scale * identity
         observations = {"identity_loss": identity, "residual_weight": weight}
         if adversarial:
-            adversarial_loss = sid.adversarial_loss(log_ratio, self.noise_magnitude, settings.critic_clip)
+            adversarial_loss = sid.adversarial_loss(log_ratio, m, settings.critic_clip)
             divisor = weight if settings.divide_adversarial_by_weight else torch.ones_like(weight)
             loss = 0.5 * loss + 0.5 * settings.adversarial_scale * adversarial_loss * x_g[0].numel() / divisor
             observations["adversarial_loss"] = adversarial_loss.expand(len(x))

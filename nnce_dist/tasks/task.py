@@ -6,9 +6,12 @@ backward, accumulation over micro-batches, reduction over ranks, the finite chec
 
 from collections.abc import Callable, Iterator, Mapping
 from dataclasses import dataclass, field
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
+
+from .auto_magnitude import AutoMagnitude
+from .objective import NoiseMagnitude
 
 
 @dataclass(frozen=True)
@@ -87,3 +90,23 @@ class Task(Protocol):
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores what `extra_state` gave."""
+
+
+Numbers = Mapping[str, float | Tensor]
+
+
+@runtime_checkable
+class StackableTask(Task, Protocol):
+    """A task of one network and one update without random draws, whose loss is a pure function.
+
+    Trials of it that differ in M, `numbers`, learning rates and seeds alone can be stacked and stepped together
+    (`training/packed.py`).
+    """
+
+    magnitude: NoiseMagnitude | AutoMagnitude  # where M comes from
+
+    def numbers(self, m: float) -> Mapping[str, float]:
+        """What the loss of a step at M = m takes from the trial's settings."""
+
+    def loss(self, network: Callable[[Tensor], Tensor], x: Tensor, numbers: Numbers) -> LossAndObservations:
+        """Losses (b,) and observations of samples x (b, ...); must also work on the tensors of `torch.vmap`."""

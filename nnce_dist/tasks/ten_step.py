@@ -12,6 +12,7 @@ Costs: lower is better. One iteration, in the order of method section 2:
 Trap: V takes no time, so one network meets states from data to pure noise; see `models.mlp.ValueMLP`.
 """
 
+import math
 from collections.abc import Callable, Iterator, Mapping
 from functools import partial
 
@@ -24,6 +25,7 @@ from ..samplers.ten_step import TenStepSampler
 from . import dxmi
 from .edm_loss import one_hot
 from .frozen import frozen
+from .objective import magnitude_of, ratio_loss, regularisation_weight
 from .settings import optimiser_settings
 from .task import Batch, LossAndObservations, OptimiserSettings, Random, Update
 
@@ -32,6 +34,8 @@ _SMALLEST_LOGGED_NOISE = 1e-4  # where a last s_t is 0, its entropy term is a co
 
 class TenStepTask:
     """The updates of `sampler` and of `value`, a network `value(x, labels) -> (B,)`, and the velocities.
+
+    `num_samples` counts the distinct data, for an automatic M; infinite where they never repeat.
 
     Every transition belongs to the sample whose roll-out it is part of: a sample visits its T transitions in an order
     of its own, and its T + 1 states count as one sample of the value's update.
@@ -44,6 +48,7 @@ class TenStepTask:
         settings: schema.TenStep,
         objective: schema.Objective,
         num_classes: int,
+        num_samples: float = math.inf,
     ):
         if settings.sampler_batches > sampler.num_steps:
             raise ValueError(
@@ -51,6 +56,7 @@ class TenStepTask:
                 "a sample has one transition per step"
             )
         self.settings, self.objective, self.num_classes = settings, objective, num_classes
+        self.magnitude = magnitude_of(objective, settings.training.samples, value, num_samples)
         self.networks = {"value": value, "sampler": sampler}
         self.optimisers: dict[str, OptimiserSettings] = {
             "value": optimiser_settings(settings.value),
@@ -68,32 +74,38 @@ class TenStepTask:
             states = sampler.roll_out(batch.x.shape[1:], random, labels)
         self.velocity = self._next_velocity(mean_over_ranks(dxmi.mean_squared_steps(states)))
         self.costs = self.costs.to(states.device)
-        yield from self._value_updates(batch.x, states, labels if self.settings.value_conditional else None)
+        noise_magnitude = self.magnitude.at(samples_seen)
+        value_labels = labels if self.settings.value_conditional else None
+        yield from self._value_updates(batch.x, states, value_labels, noise_magnitude)
+        self.magnitude.conclude(mean_over_ranks)
         if samples_seen >= self.settings.value_warmup_samples:
             yield from self._sampler_updates(states, labels, random)
 
     def extra_state(self) -> dict[str, Tensor]:
-        """The velocities v_t (T,)."""
-        return {"velocity": self.velocity}
+        """The velocities v_t (T,), and what an automatic M knows."""
+        return {"velocity": self.velocity, **self.magnitude.extra_state()}
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
-        """Restores the velocities."""
+        """Restores them."""
         self.velocity = state["velocity"]
+        self.magnitude.load_extra_state(state)
 
     def _next_velocity(self, mean_squared: Tensor) -> Tensor:
         return torch.lerp(mean_squared, self.velocity.to(mean_squared.device), self.settings.velocity_decay)
 
-    def _value_updates(self, x: Tensor, states: Tensor, labels: Tensor | None) -> Iterator[Update]:
+    def _value_updates(self, x: Tensor, states: Tensor, labels: Tensor | None, m: float) -> Iterator[Update]:
         if self.settings.value_steps == "joint":
-            yield Update("value", partial(self._joint_loss, x, states, labels), len(x))
+            yield Update("value", partial(self._joint_loss, x, states, labels, m), len(x))
             return
-        yield Update("value", partial(self._energy_loss, x, states[-1], labels), len(x))
+        yield Update("value", partial(self._energy_loss, x, states[-1], labels, m), len(x))
         for t in reversed(range(len(states) - 1)):
             yield Update("value", partial(self._difference_loss, states[t], states[t + 1], t, labels), len(x))
 
-    def _energy_loss(self, x: Tensor, fake: Tensor, labels: Tensor | None, part: slice) -> LossAndObservations:
+    def _energy_loss(
+        self, x: Tensor, fake: Tensor, labels: Tensor | None, m: float, part: slice
+    ) -> LossAndObservations:
         energy_data, energy_fake = self._values(torch.stack([x[part], fake[part]]), labels, part)
-        return self._observed_energy_loss(energy_data, energy_fake)
+        return self._observed_energy_loss(energy_data, energy_fake, m)
 
     def _difference_loss(
         self, x: Tensor, x_next: Tensor, t: int, labels: Tensor | None, part: slice
@@ -104,17 +116,22 @@ class TenStepTask:
         error = dxmi.temporal_difference(values, target, self.costs[t])
         return error, {"temporal_difference": error.detach()}
 
-    def _joint_loss(self, x: Tensor, states: Tensor, labels: Tensor | None, part: slice) -> LossAndObservations:
+    def _joint_loss(
+        self, x: Tensor, states: Tensor, labels: Tensor | None, m: float, part: slice
+    ) -> LossAndObservations:
         """The energy's loss and the mean temporal difference over the sample's T transitions, in one step."""
         data, *values = self._values(torch.cat([x[None, part], states[:, part]]), labels, part)
         values = torch.stack(values)
         error = dxmi.temporal_difference(values[:-1], values[1:], self.costs[:, None]).mean(0)
-        energy, observations = self._observed_energy_loss(data, values[-1])
+        energy, observations = self._observed_energy_loss(data, values[-1], m)
         return energy + self.settings.value_weight * error, observations | {"temporal_difference": error.detach()}
 
-    def _observed_energy_loss(self, energy_data: Tensor, energy_fake: Tensor) -> LossAndObservations:
-        loss = dxmi.energy_loss(energy_data, energy_fake, self.objective)
-        observations = ratio_observations(-energy_data, -energy_fake, self.objective.noise_magnitude)
+    def _observed_energy_loss(self, energy_data: Tensor, energy_fake: Tensor, m: float) -> LossAndObservations:
+        """N2CE of the log-ratios f = -E at M = m, with its regulariser."""
+        gamma = regularisation_weight(self.objective, m)
+        loss = ratio_loss(self.objective.kind, -energy_data, -energy_fake, m, gamma, self.magnitude.loss_scale(m))
+        self.magnitude.show(-energy_data, -energy_fake)
+        observations = ratio_observations(-energy_data, -energy_fake, m)
         return loss, {"loss": loss.detach(), **observations}
 
     def _values(self, states: Tensor, labels: Tensor | None, part: slice) -> Tensor:

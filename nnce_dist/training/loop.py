@@ -1,52 +1,35 @@
-"""The training loop: batches in, a task's updates in order, checkpoints and log lines at fixed numbers of samples."""
+"""The training loop: batches in, a task's updates in order; what is due between steps is `bookkeeping.py`."""
 
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import partial
-from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
 
 from ..config import schema
-from ..tasks.task import Batch, Task
-from . import checkpoint
+from ..data.shards import rank_share
+from ..models.dropout import belonging_to
+from ..tasks.task import Batch, LossAndObservations, Task, Update
+from .bookkeeping import Bookkeeper, Recorder
+from .pace import Pace
 from .runtime import Runtime, mean_over_ranks
-from .seeding import SampleRandom
-from .state import TrainState, learning_rate_factor
+from .saver import Saver
+from .seeding import SampleRandom, dropout_keys, seed_default_generator
+from .state import TrainState
 from .step import NonFiniteError, apply_update
-from .stopping import Stopped
 
 
 class Stream(Protocol):
     """Training data whose position is the number of samples seen."""
 
+    digest: str  # identifies the data
+
     def batches(
-        self, seed: int, start_samples_seen: int, global_batch: int, rank: int, world_size: int
+        self, seed: int, start_samples_seen: int, global_batch: int, rank: int, world_size: int, micro_batch: int
     ) -> Iterator[Batch]:
-        """This rank's share of every global batch from a position on, without end."""
-
-
-class Recorder(Protocol):
-    """Where observations go."""
-
-    def resume(self, samples_seen: int) -> None:
-        """Training goes on from here; what was recorded beyond is forgotten."""
-
-    def observe(self, prefix: str, observations: Mapping[str, Tensor]) -> None:
-        """Adds per-sample observations, each (b,)."""
-
-    def flush(self, samples_seen: int, **scalars: float) -> dict[str, float]:
-        """Averages over samples and ranks since the last flush, sends them to the sinks, returns them."""
-
-
-def check(training: schema.Training, runtime: Runtime) -> None:
-    """Raises ValueError if the counts do not fit together."""
-    if training.batch % runtime.world_size:
-        raise ValueError(
-            f"training.batch={training.batch} cannot be shared equally by {runtime.world_size} workers; "
-            "choose a multiple, or another workers.count"
-        )
+        """This rank's share (`data.shards.rank_share`) of every global batch from a position on, without end."""
 
 
 def train(
@@ -56,74 +39,99 @@ def train(
     seed: int,
     runtime: Runtime,
     recorder: Recorder,
-    directory: Path,
+    saver: Saver,
     say: Callable[[str], None] = print,
+    until: int | None = None,
 ) -> TrainState:
-    """Trains a task for `training.samples` samples, going on from the newest checkpoint in `directory`.
+    """Trains a task for `training.samples` samples, going on from the newest whole checkpoint in the saver's folder.
+
+    With `until` it ends, after saving, at so many samples, and goes on the next time as if it had not.
 
     Raises `Stopped` after saving when the runtime is asked to stop, `NonFiniteError` when more steps than
-    `training.max_skipped_steps` had a gradient that is not finite.
+    `training.max_skipped_steps` had a gradient that is not finite, `CheckpointError` when a state cannot be saved.
     """
-    check(training, runtime)
     state = TrainState.of(task)
-    _to(state, runtime.device)
-    if checkpoint.restore_newest(directory, state, say) and runtime.rank == 0:
-        say(f"continuing at {state.samples_seen:,} of {training.samples:,} samples from {directory}")
-    recorder.resume(state.samples_seen)
-    batches = stream.batches(seed, state.samples_seen, training.batch, runtime.rank, runtime.world_size)
-    while state.samples_seen < training.samples:
-        iterate(state, _moved(next(batches), runtime.device), training, seed, runtime, recorder)
-        stopping = runtime.stop_signal()
-        done = state.samples_seen >= training.samples
-        if done or stopping or crossed(state.samples_seen, training.batch, training.log_every):
-            recorder.flush(state.samples_seen, skipped_steps=state.skipped_steps)
-        if done or stopping or crossed(state.samples_seen, training.batch, training.checkpoint_every):
-            _commit(directory, state, runtime)
-        if stopping and not done:
-            raise Stopped(stopping, state.samples_seen)
+    for _ in steps(state, stream, training, seed, runtime, recorder, saver, say, until):
+        pass
     return state
 
 
-def crossed(samples_seen: int, batch: int, interval: int) -> bool:
-    """True if a multiple of the interval lies within the last batch; interval 0 never."""
-    return interval > 0 and samples_seen // interval > (samples_seen - batch) // interval
+def steps(
+    state: TrainState,
+    stream: Stream,
+    training: schema.Training,
+    seed: int,
+    runtime: Runtime,
+    recorder: Recorder,
+    saver: Saver,
+    say: Callable[[str], None],
+    until: int | None = None,
+) -> Iterator[TrainState]:
+    """Trains as `train` does and gives the state after every step, so that several trainings can take turns."""
+    to_device(state, runtime.device)
+    end = training.samples if until is None else until
+    books = Bookkeeper(training, runtime, recorder, saver, say, Pace(runtime, say), end)
+    with saver:
+        books.open(state)
+        try:
+            yield from _advance(state, stream, seed, books)
+        except NonFiniteError as error:
+            books.roll_back(state, error)
+            yield from _advance(state, stream, seed, books)
+        books.close()
+
+
+def _advance(state: TrainState, stream: Stream, seed: int, books: Bookkeeper) -> Iterator[TrainState]:
+    """Iterates from the state's position to the end."""
+    training, runtime = books.training, books.runtime
+    ranks = runtime.rank, runtime.world_size
+    batches = stream.batches(seed, state.samples_seen, training.batch, *ranks, training.micro_batch)
+    while state.samples_seen < books.end:
+        iterate(state, next(batches), training, seed, runtime, books.recorder)
+        books.after_step(state)
+        yield state
 
 
 def iterate(
     state: TrainState, batch: Batch, training: schema.Training, seed: int, runtime: Runtime, recorder: Recorder
 ) -> None:
     """One iteration: every update of the task in order, then the averages."""
-    first = state.samples_seen + runtime.rank * len(batch)
-    random = SampleRandom.at(seed, range(first, first + len(batch)), runtime.device)
-    torch.manual_seed(seed ^ first)  # dropout, the one draw that belongs to no sample
+    batch, size, micro_batch = _moved(batch, runtime.device), training.batch, training.micro_batch
+    ids = rank_share(state.samples_seen, size, runtime.rank, runtime.world_size, micro_batch)
+    random = SampleRandom.at(seed, ids, runtime.device)
+    seed_default_generator(seed ^ ids.start, runtime.device)  # for what draws without a stream, in somebody's network
     for trainee in state.trainees.values():
-        trainee.set_learning_rate(learning_rate_factor(state.samples_seen, training.samples, trainee.settings))
-    for update in state.task.updates(batch, random, state.samples_seen, partial(mean_over_ranks, runtime)):
-        trainee = state.trainees[update.network]
-        if not apply_update(update, trainee, runtime, training.micro_batch, recorder.observe):
+        trainee.set_learning_rate(state.samples_seen, training.samples, state.rate)
+    moved, mean = set(), partial(mean_over_ranks, runtime, len(batch) / size)
+    for number, update in enumerate(state.task.updates(batch, random, state.samples_seen, mean)):
+        update = with_own_dropout(update, partial(dropout_keys, seed, update=number, device=runtime.device), ids)
+        if apply_update(update, state.trainees[update.network], runtime, size, micro_batch, recorder.observe):
+            moved.add(update.network)
+        else:
             _skip(state, update.network, training)
-    state.samples_seen += training.batch
-    for trainee in state.trainees.values():
-        trainee.update_ema(training.batch, state.samples_seen)
+    state.samples_seen += size
+    for network in moved:
+        state.trainees[network].update_ema(size, state.samples_seen)
+
+
+def with_own_dropout(update: Update, keys: Callable[..., Tensor], ids: range) -> Update:
+    """The update with dropout masks that belong to its samples `ids`."""
+
+    def loss(part: slice) -> LossAndObservations:
+        with belonging_to(lambda: keys(ids=ids[part])):
+            return update.loss(part)
+
+    return replace(update, loss=loss)
 
 
 def _skip(state: TrainState, network: str, training: schema.Training) -> None:
     state.skipped_steps += 1
     if state.skipped_steps > training.max_skipped_steps:
-        raise NonFiniteError(
-            f"the gradient of {network!r} is not finite at {state.samples_seen:,} samples "
-            f"({state.skipped_steps} such steps, {training.max_skipped_steps} tolerated); nothing was moved; lower the "
-            "learning rate or set training.max_skipped_steps"
-        )
+        raise NonFiniteError.at(network, state.samples_seen, state.skipped_steps, training.max_skipped_steps)
 
 
-def _commit(directory: Path, state: TrainState, runtime: Runtime) -> None:
-    if runtime.rank == 0:
-        checkpoint.save(directory, state)
-    runtime.barrier()
-
-
-def _to(state: TrainState, device: torch.device) -> None:
+def to_device(state: TrainState, device: torch.device) -> None:
+    """Moves the networks and their averages."""
     for trainee in state.trainees.values():
         trainee.network.to(device)
         if trainee.ema is not None:

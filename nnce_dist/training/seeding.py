@@ -1,9 +1,12 @@
 """Randomness that belongs to the sample and the step: streams keyed by (seed, sample position), never by the rank."""
 
+from functools import cached_property
+
 import torch
 from torch import Tensor
 
 _MASK = (1 << 64) - 1
+_DROPOUT = 1  # tells these keys from the streams of the samples
 
 
 def splitmix64(value: int) -> int:
@@ -21,24 +24,40 @@ def fold(seed: int, *keys: int) -> int:
     return seed >> 1
 
 
-def _generator(seed: int) -> torch.Generator:
-    return torch.Generator().manual_seed(seed)
+def dropout_keys(seed: int, ids: range, update: int, device: torch.device) -> Tensor:
+    """Keys (B,) int32 of samples for the masks of an iteration's update (see `models/dropout.py`)."""
+    words = [fold(seed, position, _DROPOUT, update) & 0xFFFFFFFF for position in ids]
+    return torch.tensor(words, dtype=torch.int64).to(torch.int32).to(device)
+
+
+def seed_default_generator(seed: int, device: torch.device) -> None:
+    """Seeds what torch draws from when it is given no generator, on the CPU and on this device.
+
+    `torch.manual_seed` does so for every kind of device, which takes as long as a small network's step.
+    """
+    torch.default_generator.manual_seed(seed)
+    if device.type == "cuda":
+        torch.cuda.manual_seed(seed)
 
 
 class SampleRandom:
     """One random stream per sample (see `tasks.task.Random`).
 
-    Draws are made on the CPU, so that every device gets the same numbers, and moved to `device`.
+    Draws are made on the CPU, so that every device gets the same numbers, and moved to `device`. Generators are made
+    for the first draw: a task may draw nothing, and hundreds of them take as long as a small network's step.
     """
 
-    def __init__(self, generators: list[torch.Generator], device: torch.device | str = "cpu"):
-        self._generators = generators
-        self._device = device
+    def __init__(self, seed: int, ids: range, device: torch.device | str):
+        self._seed, self._ids, self._device = seed, ids, device
 
     @classmethod
     def at(cls, seed: int, ids: range, device: torch.device | str = "cpu") -> "SampleRandom":
         """Streams for the samples at global positions `ids` of a run with this seed."""
-        return cls([_generator(fold(seed, position)) for position in ids], device)
+        return cls(seed, ids, device)
+
+    @cached_property
+    def _generators(self) -> list[torch.Generator]:
+        return [torch.Generator().manual_seed(fold(self._seed, position)) for position in self._ids]
 
     def _draw(self, draw, shape: tuple[int, ...]) -> Tensor:
         return torch.stack([draw(shape, generator=generator) for generator in self._generators]).to(self._device)
@@ -52,7 +71,9 @@ class SampleRandom:
         return self._draw(torch.rand, shape)
 
     def __getitem__(self, samples: slice) -> "SampleRandom":
-        return SampleRandom(self._generators[samples], self._device)
+        part = SampleRandom(self._seed, self._ids[samples], self._device)
+        part._generators = self._generators[samples]  # the same ones, not copies
+        return part
 
     def __len__(self) -> int:
-        return len(self._generators)
+        return len(self._ids)

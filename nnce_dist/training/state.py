@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -37,6 +38,15 @@ def parameter_groups(network: nn.Module, settings: OptimiserSettings) -> list[di
     return [{"params": parameters, "lr_scale": scale} for scale, parameters in groups.items()]
 
 
+def clip(gradients: list[Tensor], norm: Tensor, max_norm: float | None, max_value: float | None) -> None:
+    """Clips by value, or scales to a norm, in place."""
+    if max_value is not None:
+        torch._foreach_clamp_min_(gradients, -max_value)
+        torch._foreach_clamp_max_(gradients, max_value)
+    if max_norm is not None:
+        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
+
+
 class Trainee:
     """One network with its optimiser and, where asked for, its moving average."""
 
@@ -48,10 +58,20 @@ class Trainee:
         self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
         self.ema = copy.deepcopy(network).requires_grad_(False).eval() if settings.ema_half_life else None
 
-    def set_learning_rate(self, factor: float) -> None:
-        """Sets every group's rate to lr * group scale * factor."""
+    def set_learning_rate(self, samples_seen: int, total_samples: int, rate: float = 1.0) -> None:
+        """Sets every group's rate to lr * group scale * `rate` * the factor of the step that starts here."""
+        factor = rate * learning_rate_factor(samples_seen, total_samples, self.settings)
         for group in self.optimiser.param_groups:
             group["lr"] = self.settings.lr * group["lr_scale"] * factor
+
+    def gradient_norm(self, gradients: list[Tensor]) -> Tensor:
+        """The norm of the whole gradient, a scalar."""
+        return torch.nn.utils.get_total_norm(gradients)
+
+    def step(self, gradients: list[Tensor], norm: Tensor) -> None:
+        """Clips finite gradients of this norm, then moves the network by them."""
+        clip(gradients, norm, self.settings.clip_norm, self.settings.clip_value)
+        self.optimiser.step()
 
     @torch.no_grad()
     def update_ema(self, batch: int, samples_seen: int) -> None:
@@ -69,6 +89,35 @@ class Trainee:
         return self.network if self.ema is None else self.ema
 
 
+@dataclass(frozen=True)
+class Snapshot:
+    """A state at a step's boundary, apart from the networks that move on."""
+
+    tensors: Mapping[str, Tensor]  # in host memory
+    scalars: Mapping[str, Any]  # JSON
+
+
+class HostCopy:
+    """Tensors copied to host memory, which is used again for the next copy; pinned where they come from a GPU."""
+
+    def __init__(self):
+        self._buffers: dict[str, Tensor] = {}
+
+    def take(self, tensors: Mapping[str, Tensor]) -> dict[str, Tensor]:
+        """The copies, whole when this returns; they are valid until the next call."""
+        copies = {name: self._buffer(name, tensor).copy_(tensor, non_blocking=True) for name, tensor in tensors.items()}
+        for device in {tensor.device for tensor in tensors.values() if tensor.is_cuda}:
+            torch.cuda.current_stream(device).synchronize()
+        self._buffers = copies
+        return copies
+
+    def _buffer(self, name: str, tensor: Tensor) -> Tensor:
+        old = self._buffers.get(name)
+        if old is not None and old.shape == tensor.shape and old.dtype == tensor.dtype:
+            return old
+        return torch.empty(tensor.shape, dtype=tensor.dtype, pin_memory=tensor.is_cuda)
+
+
 @dataclass
 class TrainState:
     """The state of one run: what a checkpoint holds."""
@@ -77,23 +126,45 @@ class TrainState:
     trainees: Mapping[str, Trainee]
     samples_seen: int = 0
     skipped_steps: int = 0
-    scalars: dict = field(default_factory=dict)  # of the run, kept in the checkpoint
+    rate: float = 1.0  # factor on every learning rate, less than 1 after a roll-back
+    observed: dict[str, Tensor] = field(default_factory=dict)  # since the last log line: name -> (ranks, 2)
 
     @classmethod
     def of(cls, task: Task) -> "TrainState":
         """A fresh state for a task."""
         return cls(task, {name: Trainee(net, task.optimisers[name]) for name, net in task.networks.items()})
 
+    @property
+    def best(self) -> dict[str, nn.Module]:
+        """The networks to use after training, by name."""
+        return {name: trainee.best for name, trainee in self.trainees.items()}
+
     def tensors(self) -> dict[str, Tensor]:
         """Every tensor by a flat name."""
         flat = {f"task/{key}": value for key, value in self.task.extra_state().items()}
+        flat |= {f"observed/{key}": value for key, value in self.observed.items()}
         for name, trainee in self.trainees.items():
             flat |= {f"network/{name}/{key}": value for key, value in trainee.network.state_dict().items()}
             if trainee.ema is not None:
                 flat |= {f"ema/{name}/{key}": value for key, value in trainee.ema.state_dict().items()}
             for index, moments in trainee.optimiser.state_dict()["state"].items():
                 flat |= {f"optimiser/{name}/{index}/{key}": value for key, value in moments.items()}
-        return flat
+        return {key: value.detach() for key, value in flat.items()}
+
+    def scalars(self) -> dict[str, float]:
+        """Every number outside the tensors."""
+        return {"samples_seen": self.samples_seen, "skipped_steps": self.skipped_steps, "rate": self.rate}
+
+    def load_scalars(self, scalars: Mapping[str, Any]) -> None:
+        """Restores what `scalars` gave."""
+        self.samples_seen, self.skipped_steps = scalars["samples_seen"], scalars["skipped_steps"]
+        self.rate = scalars.get("rate", 1.0)  # which the first checkpoints did not have
+
+    def num_bytes(self) -> int:
+        """Bytes of a checkpoint once the optimisers have their two moments of each parameter."""
+        tensors = [value for key, value in self.tensors().items() if not key.startswith("optimiser/")]
+        moments = [parameter for trainee in self.trainees.values() for parameter in trainee.parameters]
+        return sum(tensor.nbytes for tensor in tensors) + 2 * sum(parameter.nbytes for parameter in moments)
 
     def load_tensors(self, flat: Mapping[str, Tensor]) -> None:
         """Restores what `tensors` gave."""
@@ -102,6 +173,7 @@ class TrainState:
             kind, rest = path.split("/", 1)
             tree.setdefault(kind, {})[rest] = value
         self.task.load_extra_state(tree.get("task", {}))
+        self.observed = tree.get("observed", {})
         for name, trainee in self.trainees.items():
             trainee.network.load_state_dict(_under(tree["network"], name))
             if trainee.ema is not None:

@@ -11,6 +11,18 @@ from .state import Trainee
 class NonFiniteError(FloatingPointError):
     """A gradient was not finite more often than the run tolerates."""
 
+    @classmethod
+    def at(cls, network: str, samples_seen: int, skipped: int = 1, tolerated: int = 0) -> "NonFiniteError":
+        """The error of a step that moved nothing."""
+        return cls(
+            f"the gradient of {network!r} is not finite at {samples_seen:,} samples ({skipped} such steps, {tolerated} "
+            "tolerated); nothing was moved; lower the learning rate, or set training.max_skipped_steps or rollback"
+        )
+
+
+class GpuMemoryError(ValueError):
+    """The samples of one backward pass do not fit into the GPU's memory."""
+
 
 def micro_batches(num_samples: int, size: int) -> list[slice]:
     """Consecutive slices of at most `size` samples; size 0 takes all at once."""
@@ -18,14 +30,26 @@ def micro_batches(num_samples: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, num_samples)) for start in range(0, num_samples, size)]
 
 
-def accumulate_gradients(update: Update, trainee: Trainee, world_size: int, micro_batch: int, observe) -> None:
-    """Gradients of the mean loss over the global batch, this rank's part of the sum, in the parameters' `.grad`."""
+def accumulate_gradients(update: Update, trainee: Trainee, batch: int, micro_batch: int, observe) -> None:
+    """Gradients of the mean loss over the global `batch`, this rank's part of the sum, in the parameters' `.grad`.
+
+    Raises GpuMemoryError, naming a smaller micro-batch.
+    """
     trainee.optimiser.zero_grad(set_to_none=True)
-    total = update.num_samples * world_size
     for part in micro_batches(update.num_samples, micro_batch):
-        losses, observations = update.loss(part)
-        (losses.float().sum() / total).backward(inputs=trainee.parameters)
+        try:
+            losses, observations = update.loss(part)
+            (losses.float().sum() / batch).backward(inputs=trainee.parameters)
+        except torch.OutOfMemoryError as error:
+            raise GpuMemoryError(_too_large(update.network, part.stop - part.start)) from error
         observe(update.network, observations)
+
+
+def _too_large(network: str, samples: int) -> str:
+    """What did not fit, and the next smaller number of samples that may."""
+    peak = torch.cuda.max_memory_allocated() / 2**30
+    remedy = f"set training.micro_batch={samples // 2} (the batch stays)" if samples > 1 else "use a smaller network"
+    return f"{network!r}: out of GPU memory with {samples} samples at a time (peak {peak:.2f} GiB); {remedy}"
 
 
 def reduce_gradients(gradients: list[Tensor], runtime: Runtime) -> None:
@@ -38,27 +62,18 @@ def reduce_gradients(gradients: list[Tensor], runtime: Runtime) -> None:
         gradient.copy_(part.view_as(gradient))
 
 
-def clip(gradients: list[Tensor], norm: Tensor, max_norm: float | None, max_value: float | None) -> None:
-    """Clips by value, or scales to a norm, in place."""
-    if max_value is not None:
-        torch._foreach_clamp_min_(gradients, -max_value)
-        torch._foreach_clamp_max_(gradients, max_value)
-    if max_norm is not None:
-        torch._foreach_mul_(gradients, torch.clamp(max_norm / (norm + 1e-6), max=1.0))
-
-
-def apply_update(update: Update, trainee: Trainee, runtime: Runtime, micro_batch: int, observe) -> bool:
+def apply_update(update: Update, trainee: Trainee, runtime: Runtime, batch: int, micro_batch: int, observe) -> bool:
     """Moves one network by one update. False, on every rank alike and with nothing moved, if a gradient is not finite.
 
-    `observe(network name, per-sample observations)` is called once per micro-batch.
+    `batch` is the global one. `observe(network name, per-sample observations)` is called once per micro-batch.
     """
-    accumulate_gradients(update, trainee, runtime.world_size, micro_batch, observe)
+    accumulate_gradients(update, trainee, batch, micro_batch, observe)
     gradients = [p.grad for p in trainee.parameters if p.grad is not None]
     reduce_gradients(gradients, runtime)
-    norm = torch.nn.utils.get_total_norm(gradients)
-    if not torch.isfinite(norm):
+    norm = trainee.gradient_norm(gradients)  # of each trial, if there are several
+    if not torch.isfinite(norm).any():
         return False
-    observe(update.network, {"gradient_norm": norm.reshape(1)})
-    clip(gradients, norm, trainee.settings.clip_norm, trainee.settings.clip_value)
-    trainee.optimiser.step()
+    weighed = norm[..., None].expand(*norm.shape, update.num_samples)  # as the samples are
+    observe(update.network, {"gradient_norm": weighed})
+    trainee.step(gradients, norm)
     return True

@@ -1,10 +1,13 @@
-"""One Ray on this machine for all tests that need one: starting it costs 20 CPU-seconds."""
+"""What many tests share: one Ray, which takes 20 CPU-seconds to start, and the S3 servers."""
 
 import os
 from pathlib import Path
 
 import processes
 import pytest
+import radosgw as ceph
+from s3_servers import KEY_ID, OTHER_KEY_ID, OTHER_SECRET, SECRET, moto_server
+from small_run import go_on_here
 
 
 @pytest.fixture(scope="session")
@@ -22,3 +25,32 @@ def ray_session():
         finally:
             for name, value in before.items():
                 os.environ.pop(name, None) if value is None else os.environ.update({name: value})
+
+
+@pytest.fixture(scope="session")
+def moto():
+    """The port of an S3 server in this process, which accepts every key."""
+    with moto_server() as port:
+        yield port
+
+
+@pytest.fixture(scope="session")
+def radosgw(tmp_path_factory):
+    """The port of a Ceph RADOS Gateway with two users."""
+    if (program := ceph.program()) is None:
+        pytest.skip("no radosgw on PATH and NNCE_RADOSGW is not set")
+    users = {"ours": (KEY_ID, SECRET), "other": (OTHER_KEY_ID, OTHER_SECRET)}
+    with ceph.radosgw_server(program, tmp_path_factory.mktemp("radosgw"), users) as port:
+        yield port
+
+
+@pytest.fixture(scope="module", params=["moto", pytest.param("radosgw", marks=pytest.mark.slow)])
+def s3_port(request):
+    """The port of each kind of server in turn."""
+    return request.getfixturevalue(request.param)
+
+
+@pytest.fixture(scope="session")
+def uninterrupted(tmp_path_factory):
+    """The weights of the small run that nobody interrupts."""
+    return go_on_here(tmp_path_factory.mktemp("uninterrupted"))

@@ -10,10 +10,11 @@ import tempfile
 import time
 import uuid
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 
 MARK = "NNCE_TEST_MARK"
+HERE = Path(__file__).parent
 
 
 @contextmanager
@@ -25,7 +26,7 @@ def ray_environment() -> Iterator[dict[str, str]]:
         "RAY_AUTH_MODE": "token",
         "RAY_AUTH_TOKEN_PATH": str(home / "token"),
         "RAY_USAGE_STATS_ENABLED": "0",
-        "PYTHONPATH": str(Path(__file__).parent),  # workers import the functions of the tests
+        "PYTHONPATH": f"{HERE}:{HERE.parents[1]}",  # workers import the functions of the tests
         "OMP_NUM_THREADS": "1",
         MARK: uuid.uuid4().hex,
     }
@@ -44,32 +45,79 @@ def free_port() -> int:
         return free.getsockname()[1]
 
 
-@contextmanager
-def ray_head(num_cpus: int = 2) -> Iterator[dict[str, str]]:
-    """A cluster of one node, started as an administrator would; gives the environment of a person who submits jobs.
+DRAIN = """
+import sys, time
+import ray
+from ray._raylet import GcsClient
+ray.init(logging_level="ERROR", log_to_driver=False)
+(node,) = [node["NodeID"] for node in ray.nodes() if node["Alive"] and node["NodeManagerAddress"] == "127.0.0.3"]
+preempted, deadline = 2, int((time.time() + int(sys.argv[2])) * 1000)
+print(GcsClient(sys.argv[1]).drain_node(node, preempted, "the owner wants it back", deadline))
+"""
 
-    It listens on 127.0.0.1 alone, asks for a token, and ends with all its processes.
-    """
-    with ray_environment() as settings:
-        settings |= {
-            "RAY_ENABLE_WINDOWS_OR_OSX_CLUSTER": "0",
-            "PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}",  # where jobs find `python`
-        }
+
+class Cluster:
+    """Nodes of one cluster on loopback addresses, started as an administrator would; each ends with its processes."""
+
+    def __init__(self, settings: dict[str, str]):
+        self._settings = settings | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}"}  # of jobs' `python`
         (Path(settings["RAY_TMPDIR"]) / "token").write_text("0" * 64)
-        port, dashboard = free_port(), free_port()
-        options = [f"--port={port}", f"--dashboard-port={dashboard}", f"--num-cpus={num_cpus}", "--block"]
-        options += [f"--dashboard-agent-listen-port={free_port()}", f"--ray-client-server-port={free_port()}"]
-        options += [f"--metrics-export-port={free_port()}", f"--object-store-memory={100 * 2**20}"]
-        head = subprocess.Popen(
-            [*RAY, "start", "--head", *options], env=os.environ | settings, stdout=subprocess.DEVNULL
-        )
-        try:
-            wait_until(lambda: accepts(dashboard) or head.poll() is not None, 60, "the head's start")
-            yield settings | {"RAY_ADDRESS": f"http://127.0.0.1:{dashboard}"}
-        finally:
-            head.kill()  # asked politely it would wait 30 s for its own node to drain
-            head.wait(timeout=10)
-            end(settings[MARK])
+        self._address, self._dashboard = f"127.0.0.2:{free_port()}", free_port()
+        self._nodes: dict[str, subprocess.Popen] = {}
+        self.job = self._settings | {"RAY_ADDRESS": f"http://127.0.0.1:{self._dashboard}"}  # of who submits jobs
+        self.driver = self._settings | {"RAY_ADDRESS": self._address}  # of a driver outside
+
+    def start_head(self, num_cpus: int) -> str:
+        """The head, perhaps in place of one that was killed; gives its mark."""
+        ports = [f"--port={self._address.rpartition(':')[2]}", f"--dashboard-port={self._dashboard}"]
+        return self._start(2, num_cpus, "--head", *ports, f"--ray-client-server-port={free_port()}")
+
+    def add_node(self, num_cpus: int, **environment: str) -> str:
+        """One more node; gives its mark."""
+        return self._start(2 + len(self._nodes), num_cpus, f"--address={self._address}", **environment)
+
+    def drain(self, seconds: int) -> None:
+        """Tells Ray that the node beside the head will be taken away in so many seconds."""
+        command = [sys.executable, "-c", DRAIN, self._address, str(seconds)]
+        done = subprocess.run(command, env=os.environ | self.driver, capture_output=True, text=True, timeout=60)
+        if done.stdout.strip() != "(True, '')":
+            raise RuntimeError(f"the node is not drained: {done.stdout} {done.stderr}")
+
+    def _start(self, number: int, num_cpus: int, *words: str, **settings: str) -> str:
+        options = [f"--node-ip-address=127.0.0.{number}", f"--num-cpus={num_cpus}", "--block"]
+        options += [f"--dashboard-agent-listen-port={free_port()}", f"--metrics-export-port={free_port()}"]
+        options += [f"--object-store-memory={100 * 2**20}"]
+        for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
+            mark = uuid.uuid4().hex
+            environment = os.environ | self._settings | settings | {MARK: mark}
+            self._nodes[mark] = subprocess.Popen(
+                [*RAY, "start", *words, *options], env=environment, stdout=subprocess.PIPE, text=True
+            )
+            if any("Ray runtime started" in line for line in self._nodes[mark].stdout):
+                return mark
+            self.kill(mark)
+        raise RuntimeError(f"node {number} does not start")
+
+    def kill(self, node: str) -> None:
+        """Ends all processes of a node at once; asked politely one would wait 30 s for its work to drain."""
+        process = self._nodes.pop(node)
+        process.kill()
+        process.wait(timeout=10)
+        process.stdout.close()
+        end(node)
+
+    def close(self) -> None:
+        """Ends every node."""
+        for node in reversed(list(self._nodes)):
+            self.kill(node)
+
+
+@contextmanager
+def ray_cluster(num_cpus: int) -> Iterator[Cluster]:
+    """A cluster that has a head; it asks for a token."""
+    with ray_environment() as settings, closing(Cluster(settings)) as cluster:
+        cluster.start_head(num_cpus)
+        yield cluster
 
 
 def accepts(port: int) -> bool:

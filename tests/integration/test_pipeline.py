@@ -10,14 +10,15 @@ import sys
 import time
 from pathlib import Path
 
-import boto3
 import numpy as np
 import pytest
 import torch
-from moto.server import ThreadedMotoServer
+from s3_servers import KEY_ID, SECRET, only_credentials, s3_client
 from safetensors.torch import save_file
 
+from nnce_dist.data.images import encode_png
 from nnce_dist.data.pack import pack
+from nnce_dist.data.source import Source, labelled
 
 REPOSITORY = Path(__file__).parents[2]
 PIPELINE = [sys.executable, "pipelines/imagenet64.py", "preset=smoke"]
@@ -25,16 +26,18 @@ QUICK = 5.0  # seconds in which bad input must be answered, on an idle machine
 SLACK = 4.0  # this test may share its cores
 
 
-def run(*words: str, timeout: float = 300, **environment: str) -> subprocess.CompletedProcess:
-    line = [*PIPELINE, *words]
-    settings = os.environ | {"OMP_NUM_THREADS": "1"} | environment
-    return subprocess.run(line, cwd=REPOSITORY, env=settings, capture_output=True, text=True, timeout=timeout)
+def run(*words: str) -> subprocess.CompletedProcess:
+    settings = os.environ | {"OMP_NUM_THREADS": "1"}
+    return subprocess.run(
+        [*PIPELINE, *words], cwd=REPOSITORY, env=settings, capture_output=True, text=True, timeout=300
+    )
 
 
 def shards(folder: Path, size: int = 64, num_classes: int = 8, count: int = 64) -> str:
     rng = np.random.default_rng(0)
-    pictures = ((rng.integers(0, 256, (size, size, 3), dtype=np.uint8), n % num_classes) for n in range(count))
-    return pack(pictures, folder, 32)
+    noise = (rng.integers(0, 256, (size, size, 3), dtype=np.uint8) for _ in range(count))
+    pictures = [labelled(str(n), encode_png(pixels), n % num_classes) for n, pixels in enumerate(noise)]
+    return pack(Source(pictures, "noise", num_classes), folder, 32)
 
 
 @pytest.fixture(scope="module")
@@ -101,6 +104,29 @@ def test_a_gradient_that_is_not_finite_ends_the_run_with_one_line(tmp_path):
 
 
 @pytest.mark.slow
+def test_a_failed_trial_disturbs_no_other_and_is_tried_again(tmp_path):
+    folder = tmp_path / "smoke"
+    obstacle = folder / "ten_step" / "m100" / "checkpoints"
+    obstacle.parent.mkdir(parents=True)
+    obstacle.touch()  # a file where a folder is to be made
+    words = ["workers.runtime=local", "evaluation.draws=1", f"run.dir={tmp_path}"]
+    first = run(*words)
+    assert first.returncode == 1
+    assert "best noise magnitude: m1 " in first.stdout and " failed " in first.stdout
+    errors = [line for line in first.stderr.splitlines() if line.startswith("error: ")]
+    assert len(errors) == 1 and errors[0].startswith("error: ten_step m100: FileExistsError: ")
+    assert "FileExistsError" in (folder / "report.html").read_text()
+    assert "Traceback" in (obstacle.parent / "error.txt").read_text() and "Traceback" not in first.stderr
+    finished = {path.parent.name for path in folder.rglob("result.json")}
+    assert finished == {"teacher", "m1", "one_step", "data", "untuned", "euler", "heun"}
+    obstacle.unlink()
+    again = run(*words)
+    assert again.returncode == 0, again.stderr
+    assert (obstacle.parent / "result.json").exists() and not (obstacle.parent / "error.txt").exists()
+    assert " failed " not in again.stdout
+
+
+@pytest.mark.slow
 def test_the_job_ends_with_its_table_and_report_and_a_second_start_shows_them(tmp_path):
     words = ["workers.runtime=local", f"run.dir={tmp_path}"]
     first = run(*words)
@@ -122,35 +148,26 @@ def test_the_job_ends_with_its_table_and_report_and_a_second_start_shows_them(tm
 
 
 @pytest.mark.slow
-def test_shards_on_s3_give_the_result_of_shards_on_disk(tmp_path):
+def test_shards_on_s3_give_the_result_of_shards_on_disk_and_no_key_is_told(tmp_path, moto):
     pattern = {part: shards(tmp_path / part) for part in ("train", "val")}
-    server = ThreadedMotoServer("127.0.0.1", 0, verbose=False)
-    server.start()
-    try:
-        endpoint = "http://{}:{}".format(*server.get_host_and_port())
-        keys = {"AWS_ACCESS_KEY_ID": "test", "AWS_SECRET_ACCESS_KEY": "test", "AWS_DEFAULT_REGION": "us-east-1"}
-        client = boto3.client(
-            "s3",
-            endpoint_url=endpoint,
-            region_name="us-east-1",
-            aws_access_key_id="test",
-            aws_secret_access_key="test",
-        )
-        client.create_bucket(Bucket="photos")
+    endpoint = f"http://127.0.0.1:{moto}"
+    common = ["workers.runtime=local", "sweep.noise_magnitudes=[100]", f"run.dir={tmp_path}/runs"]
+    with only_credentials():
+        client = s3_client(endpoint)
+        client.create_bucket(Bucket="pipeline")
         for part in pattern:
             for path in (tmp_path / part).glob("*.tar"):
-                client.upload_file(str(path), "photos", f"{part}/{path.name}")
-        remote = {part: f"s3://photos/{part}/{Path(p).name}" for part, p in pattern.items()}
-        common = ["workers.runtime=local", "sweep.noise_magnitudes=[100]", f"run.dir={tmp_path}/runs"]
+                client.upload_file(str(path), "pipeline", f"{part}/{path.name}")
+        remote = {part: f"s3://pipeline/{part}/{Path(p).name}" for part, p in pattern.items()}
         for name, where in (("disk", pattern), ("s3", remote)):
             words = [f"run.name={name}", f"data.train={where['train']}", f"data.val={where['val']}"]
-            done = run(*common, *words, f"data.s3.endpoint_url={endpoint}", f"data.cache_dir={tmp_path}/{name}", **keys)
+            done = run(*common, *words, f"data.s3.endpoint_url={endpoint}", f"data.cache_dir={tmp_path}/{name}")
             assert done.returncode == 0, done.stderr
-    finally:
-        server.stop()
     disk, s3 = (tmp_path / "runs" / name for name in ("disk", "s3"))
     jobs = ["teacher", "ten_step/m100", "one_step"]
     for job in jobs:
         assert (disk / job / "weights.safetensors").read_bytes() == (s3 / job / "weights.safetensors").read_bytes(), job
     figures = [json.loads((run / "ten_step/m100/result.json").read_text())["figures"] for run in (disk, s3)]
     assert figures[0] == figures[1]
+    written = [path.read_bytes() for path in s3.rglob("*") if path.is_file()] + [(done.stdout + done.stderr).encode()]
+    assert len(written) > 20 and not any(key.encode() in text for text in written for key in (KEY_ID, SECRET))

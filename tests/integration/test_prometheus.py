@@ -73,11 +73,13 @@ def test_one_endpoint_shows_every_trial_live(tmp_path):
         urllib.request.urlopen(url, timeout=2)  # the port is free again
 
 
-def test_a_taken_port_is_one_clear_line(tmp_path):
+def test_a_taken_port_is_one_clear_line_and_ends_nothing(tmp_path, caplog):
     with socket.create_server(("127.0.0.1", 0)) as taken:
         port = taken.getsockname()[1]
-        with pytest.raises(ValueError, match=rf"metrics\.port={port}: cannot listen.*or 0 for a free one"):
-            Monitor(tmp_path, port=port)
+        with Monitor(tmp_path, port=port) as monitor:
+            assert monitor.url == ""
+    (line,) = caplog.messages
+    assert f"metrics.port={port}: cannot listen" in line and "or 0 for a free one; going on without" in line
 
 
 def prometheus_program():

@@ -1,10 +1,16 @@
 """The report in a real browser: pytest tests/integration/test_report_browser.py"""
 
+import io
+
 import browser
 import pytest
 import report_example
+import sweep_example
+from rich.console import Console
 
 from nnce_dist.report.html import write_report
+from nnce_dist.stages import report
+from nnce_dist.stages.compare import compare
 
 pytestmark = [
     pytest.mark.slow,
@@ -49,6 +55,24 @@ def test_the_report_opens_cleanly_and_fits(page, address, width, dark):
     assert seen.answers["ground"] == ("rgb(20, 23, 29)" if dark else "rgb(251, 251, 250)")
     # Distance and class accuracy are in view without scrolling the table sideways.
     assert max(seen.answers["first cells"][:2]) <= width
+
+
+@pytest.fixture(scope="module")
+def pages(tmp_path_factory) -> dict[str, str]:
+    """The report of a sweep over settings, and two runs compared."""
+    folder, quiet = tmp_path_factory.mktemp("runs"), Console(file=io.StringIO())
+    made = {kind: sweep_example.run(kind, folder) for kind in ("asha", "pbt")}
+    reports = {kind: report.write(*run, 1.0, quiet).as_uri() for kind, run in made.items()}
+    return reports | {"compare": compare([root for _, root, _ in made.values()], folder / "out", quiet).as_uri()}
+
+
+@pytest.mark.parametrize("name", ["asha", "pbt", "compare"])
+def test_pages_about_sweeps_open_cleanly_and_fit(pages, address, name):
+    for width in (390, 1200):
+        seen = browser.visit(address, pages[name], width, EXPRESSIONS)
+        assert seen.problems == [] and seen.requests == [pages[name]]
+        assert seen.answers["page width"] <= width and seen.answers["too wide"] == []
+        assert seen.answers["pictures"] > 7 and seen.answers["broken pictures"] == 0
 
 
 def test_a_page_with_faults_would_be_caught(tmp_path, address):

@@ -49,7 +49,7 @@ def distil(
     for _ in range(iterations):
         batch = Batch(draw(BATCH, generator), None)
         for update in task.updates(batch, random, state.samples_seen, lambda mean: mean):
-            assert apply_update(update, state.trainees[update.network], runtime, 0, lambda *_: None)
+            assert apply_update(update, state.trainees[update.network], runtime, BATCH, 0, lambda *_: None)
         state.samples_seen += BATCH
         for trainee in state.trainees.values():
             trainee.update_ema(BATCH, state.samples_seen)

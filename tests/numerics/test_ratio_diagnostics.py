@@ -34,6 +34,7 @@ def test_observations_stay_finite_and_outside_the_graph():
     f = torch.tensor([-1e30, 0.0, 1e30], requires_grad=True)
     for magnitude in (1.0, math.inf, torch.tensor(10.0)):
         seen = ratio_observations(f.bfloat16(), f, magnitude)
+        assert seen.pop("noise_magnitude").tolist() == [float(magnitude)] * 3
         assert all(v.isfinite().all() and not v.requires_grad and v.dtype == torch.float32 for v in seen.values())
     assert ratio_observations(f, f, math.inf)["saturated_noise"].sum() == 0
 

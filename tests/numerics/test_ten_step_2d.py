@@ -17,7 +17,7 @@ from nnce_dist.config.schema import Objective, TenStep
 
 pytestmark = pytest.mark.slow
 
-SEEDS = range(5)
+SEEDS = range(3)
 FOUR_STEPS = {"num_steps": 4, "rho": 4, "keep_last_noise": True, "sampler_batches": 4}
 
 
@@ -86,7 +86,6 @@ def test_four_steps_learn_and_need_the_value_regression():
     """
     chosen, mutated = settings(1e-4, **FOUR_STEPS), settings(1e-4, value_weight=0.0, **FOUR_STEPS)
     w1, mmd = before("ring", chosen)
-    for seed in range(2):
-        w1_tuned, mmd_tuned = after("ring", chosen, 600, seed)
-        assert mmd_tuned <= mmd / 12 and w1_tuned <= w1 / 4
-        assert after("ring", mutated, 600, seed)[1] > mmd / 12
+    w1_tuned, mmd_tuned = after("ring", chosen, 600, 0)
+    assert mmd_tuned <= mmd / 12 and w1_tuned <= w1 / 4
+    assert after("ring", mutated, 600, 0)[1] > mmd / 12

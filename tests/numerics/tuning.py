@@ -14,7 +14,7 @@ from nnce_dist.tasks.dxmi import few_step_schedule
 from nnce_dist.tasks.task import Batch
 from nnce_dist.tasks.ten_step import TenStepTask
 from nnce_dist.training.runtime import LocalRuntime
-from nnce_dist.training.state import TrainState, learning_rate_factor
+from nnce_dist.training.state import TrainState
 from nnce_dist.training.step import apply_update
 
 BATCH = 128
@@ -54,10 +54,10 @@ def tune(
     random = BatchRandom(BATCH, generator)
     for step in range(iterations):
         for trainee in state.trainees.values():
-            trainee.set_learning_rate(learning_rate_factor(step, iterations, trainee.settings))
+            trainee.set_learning_rate(step, iterations)
         batch = Batch(BEDS[bed](BATCH, generator), None)
         for update in task.updates(batch, random, step * BATCH, lambda mean: mean):
-            if not apply_update(update, state.trainees[update.network], runtime, 0, lambda *_: None):
+            if not apply_update(update, state.trainees[update.network], runtime, BATCH, 0, lambda *_: None):
                 raise FloatingPointError(f"{bed}: gradient of {update.network} not finite at iteration {step}")
     return sampler
 

@@ -76,7 +76,7 @@ def test_only_flipped_images_are_copies_and_the_others_stay_near_the_range():
 
 def test_without_movement_the_finer_grid_gives_the_image_back():
     x = torch.randn(1, 3, 17, 32)
-    torch.testing.assert_close(warped(x, geometry()), x, atol=1e-5, rtol=0)
+    torch.testing.assert_close(warped(x, geometry()), x, atol=3e-5, rtol=0)
     constant = torch.full((1, 3, 16, 16), 0.7)
     moved = warped(constant, geometry(scale=-3.0, angle=0.5, stretch=1.5, axis=0.3, shift=[2.0, -3.0]))
     torch.testing.assert_close(moved, constant, atol=0.02, rtol=0)

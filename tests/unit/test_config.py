@@ -51,17 +51,33 @@ def test_shard_patterns_pass_through_whole():
         ("network.kind=unet", "choose one of patch_unet, ddpmpp, adm"),
         ("run.stages=[teachr]", "choose one of teacher, ten_step, one_step"),
         ("run.name=../../etc", "lower-case letters"),
+        ("teacher.training.batch=0", "at least 1"),
+        ("workers.count=0", "between 1 and 4096"),
         ("seed", "write key=value"),
         ("teacher.training.samples=65", "use 64"),
         ("workers.count=3", "cannot be shared equally"),
+        ("workers.min=2", "workers.min=2 is more than workers.count=1"),
         ("data.train=x.tar", "data.val"),
         ("evaluation.features=inception", "evaluation.inception_weights"),
+        ("objective.schedule.fractions=[0.5,0.2]", "must ascend"),
+        ("objective.schedule.magnitudes=[0.5]", "at least 1"),
         ("preset=lapto", "nearest: 'laptop'"),
     ],
 )
 def test_each_mistake_is_named_with_what_to_do(override, says):
     found = problems(override)
     assert any(says in line for line in found), found
+
+
+def test_a_ramp_to_an_infinite_magnitude_is_refused_and_the_setting_named():
+    ramp = "objective.schedule.kind=cosine"
+    assert "a ramp ends at a finite M; change sweep.nwj" in problems(ramp, "sweep.nwj=true")[0]
+    assert "objective.noise_magnitude" in problems(ramp, "objective.noise_magnitude=inf")[0]
+
+
+def test_every_worker_needs_a_micro_batch():
+    (line,) = problems("workers.count=2", "teacher.training.micro_batch=16")
+    assert line.endswith("choose teacher.training.micro_batch=8 or smaller")
 
 
 def test_all_mistakes_are_listed_at_once():

@@ -19,7 +19,7 @@ ONLY_IN = {
     "webdataset": ("data/",),
     "prometheus_client": ("metrics/",),
 }
-PURE = ("ratio", "models", "samplers")
+PURE = ("ratio", "models", "samplers", "sweep")
 TREES = {path.relative_to(PACKAGE).as_posix(): ast.parse(path.read_text()) for path in sorted(PACKAGE.rglob("*.py"))}
 
 

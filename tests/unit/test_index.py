@@ -14,8 +14,10 @@ from shard_files import picture, write_shards, write_tar
 
 from nnce_dist.config.schema import S3, Data
 from nnce_dist.data.cache import ShardCache, make_once
+from nnce_dist.data.files import FileStore
 from nnce_dist.data.index import SUFFIX, ShardIndex, index_shard
-from nnce_dist.data.store import FileStore, expand
+from nnce_dist.data.shelf import OpenFile
+from nnce_dist.data.store import expand
 from nnce_dist.data.stream import open_stream
 
 SMALL = Data(num_classes=5, image_size=16, loader_threads=0, s3=S3(timeout=2))
@@ -45,20 +47,33 @@ def test_index_finds_every_byte(tmp_path):
     members += [("q/1.b.txt", b"left out"), ("r.jpeg", pictures[2]), ("r.json", labels[2])]
     shard = write_tar(tmp_path / "s.tar", members)
     index = index_shard(shard, "s")
-    assert index.keys.tolist() == ["p", "q/1", "r"] and index.labels.tolist() == [3, 1, 4]
+    assert index.keys.tolist() == [b"p", b"q/1", b"r"] and index.labels.tolist() == [3, 1, 4]
     content = shard.read_bytes()
     assert [content[offset : offset + size] for offset, size in index.image_spans] == pictures
     assert set(index.extensions) == {"jpg", "jpeg", "png", "cls", "json"}
 
 
-def test_index_survives_saving(shard, tmp_path):
-    index = index_shard(shard, "s")
-    with open(tmp_path / "i.npz", "wb") as file:
-        index.save(file)
-    again = ShardIndex.load(tmp_path / "i.npz", shard)
+def test_index_survives_saving(shard):
+    index = index_shard(shard, "s", stored_bytes=123)
+    again = ShardIndex.from_bytes(index.to_bytes())
     for field in ("keys", "spans", "labels"):
         assert np.array_equal(getattr(index, field), getattr(again, field))
     assert (again.extensions, again.sha256, again.num_bytes) == (index.extensions, index.sha256, index.num_bytes)
+    assert again.num_bytes == shard.stat().st_size and again.stored_bytes == 123
+
+
+def test_a_damaged_index_is_none_or_the_same(shard):
+    index = index_shard(shard, "s")
+    whole, rng = index.to_bytes(), np.random.default_rng(0)
+    assert whole == index.to_bytes()
+    refused = [ShardIndex.from_bytes(whole[:at]) is None for at in range(0, len(whole), 37)]
+    for _ in range(300):
+        damaged = bytearray(whole)
+        damaged[int(rng.integers(len(whole)))] ^= 1 << int(rng.integers(8))
+        again = ShardIndex.from_bytes(bytes(damaged))
+        refused.append(again is None)
+        assert again is None or np.array_equal(again.spans, index.spans) and again.sha256 == index.sha256
+    assert all(refused[: len(whole) // 37]) and sum(refused) > len(refused) / 2
 
 
 @pytest.mark.parametrize(
@@ -116,6 +131,9 @@ def test_any_damage_is_loud_or_keeps_all_samples(shard):
         ([("a.png", b"x"), ("a.cls", b"cat")], "sample 'a': .cls must hold a class number"),
         ([("a.png", b"x"), ("a.json", b'{"cls": 1}')], 'must hold an object with an integer "label"'),
         ([("a.png", b"x"), ("a.json", b'{"label": 1.5}')], 'must hold an object with an integer "label"'),
+        ([("a.png", b"x"), ("a.cls", b"9" * 20)], "sample 'a': .cls must hold a class number"),
+        ([("a.png", b"x"), ("a.cls", b"9" * 10**6)], "sample 'a': .cls must hold a class number"),
+        ([("a.png", b"x"), ("a.json", b"[" * 10**6)], 'must hold an object with an integer "label"'),
         ([("a.png", b"x"), ("a.json", b"[1]")], 'must hold an object with an integer "label"'),
         ([("readme.txt", b"x")], "holds no samples"),
         ([], "holds no samples"),
@@ -146,7 +164,7 @@ def test_what_is_not_a_tar_is_refused(tmp_path):
 def test_shards_are_indexed_once(tmp_path, monkeypatch):
     pattern = write_shards(tmp_path / "set", [7, 5])
     first = open_stream(pattern, SMALL, tmp_path / "cache", train=True)
-    monkeypatch.setattr("nnce_dist.data.stream.index_shard", None)  # a second pass over the shards would fail
+    monkeypatch.setattr("nnce_dist.data.opening.index_shard", None)  # a second pass over the shards would fail
     again = open_stream(pattern, SMALL, tmp_path / "cache", train=True)
     assert again.digest == first.digest and len(again) == 12
 
@@ -156,8 +174,7 @@ def test_a_changed_shard_is_indexed_again(tmp_path):
     first = open_stream(pattern, SMALL, tmp_path / "cache", train=True)
     shard = Path(expand(pattern)[0])
     index = shard.with_name(shard.name + SUFFIX)
-    with open(index, "wb") as file:
-        index_shard(shard, "s").save(file)
+    index.write_bytes(index_shard(shard, "s").to_bytes())
     time.sleep(0.02)
     write_tar(
         shard,
@@ -246,7 +263,9 @@ def test_a_full_disk_is_named(tmp_path):
 def test_plain_files_are_not_copied(shard, tmp_path):
     cache = ShardCache(tmp_path / "cache", FileStore(), deadline=1)
     blob, start = FileStore().peek(str(shard), 10)
-    assert cache.local(blob) == shard and start == shard.read_bytes()[:10] and not (tmp_path / "cache").exists()
+    held = OpenFile(cache.hold(blob, blob.size))
+    assert os.path.samefile(f"/proc/self/fd/{held.descriptor}", shard) and not (tmp_path / "cache").exists()
+    assert start == shard.read_bytes()[:10]
 
 
 @pytest.mark.parametrize(

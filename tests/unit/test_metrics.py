@@ -1,5 +1,6 @@
 """python -m pytest tests/unit/test_metrics.py"""
 
+import io
 import json
 import logging
 import math
@@ -10,12 +11,14 @@ import pytest
 import torch
 from rich.console import Console
 
+from nnce_dist.data import counters
 from nnce_dist.metrics import jsonl
 from nnce_dist.metrics.follower import Follower
 from nnce_dist.metrics.jsonl import JsonlSink
-from nnce_dist.metrics.names import METRICS, lookup
-from nnce_dist.metrics.progress import LiveLines, PlainLines
+from nnce_dist.metrics.names import DATA, METRICS, lookup
+from nnce_dist.metrics.progress import PlainLines, progress_lines
 from nnce_dist.metrics.recorder import Recorder, Sink
+from nnce_dist.metrics.table import LiveTable
 
 IDENTITY = {"run": "r", "stage": "ten-step", "trial": "m-10"}
 
@@ -59,10 +62,11 @@ def test_means_over_ranks_and_micro_batches_equal_the_mean_over_samples():
     torch.manual_seed(0)
     losses, norms = torch.randn(10), torch.rand(10)
     shares = [[slice(0, 3), slice(3, 7)], [slice(7, 10)]]  # unequal on purpose
+    totals = [{"cache_hits": 3, "wait_seconds": 0.5}, {"cache_hits": 4, "wait_seconds": 0.25}]
     ranks, results = Ranks(2), {}
 
     def work(rank):
-        recorder = Recorder(IDENTITY, batch=10, all_reduce=ranks.all_reduce(rank))
+        recorder = Recorder(IDENTITY, 10, all_reduce=ranks.all_reduce(rank), totals=lambda: totals[rank])
         for part in shares[rank]:
             recorder.observe("value", {"loss": losses[part], "norm": norms[part]})
         results[rank] = recorder.flush(10)
@@ -73,7 +77,19 @@ def test_means_over_ranks_and_micro_batches_equal_the_mean_over_samples():
     for rank in range(2):
         assert results[rank]["value/loss"] == pytest.approx(losses.double().mean().item(), rel=1e-12)
         assert results[rank]["value/norm"] == pytest.approx(norms.double().mean().item(), rel=1e-12)
-    assert ranks.calls == 1  # one message for all observations
+        assert results[rank]["data/cache_hits"] == 7 and results[rank]["data/wait_seconds"] == 0.75
+    assert ranks.calls == 1  # one message for everything
+
+
+def test_what_the_data_side_counts_belongs_to_one_job():
+    counters.add("fetched_bytes", 10)
+    totals = counters.since_now()
+    threads = [threading.Thread(target=counters.add, args=("fetched_bytes", 5)) for _ in range(20)]
+    [thread.start() for thread in threads]
+    [thread.join() for thread in threads]
+    assert totals() == {**dict.fromkeys(DATA, 0), "fetched_bytes": 100}
+    with pytest.raises(KeyError):
+        counters.add("no such total")
 
 
 def test_flush_forgets_and_measures_the_speed_from_the_resumed_position():
@@ -195,27 +211,90 @@ def test_every_metric_has_a_proper_name_and_every_kind_of_key_is_exported():
     assert lookup("a_stranger") is None
 
 
+def test_restarts_are_counted_by_their_cause():
+    metric, label = lookup("restarts/worker_died")
+    assert (metric.name, label) == ("nnce_restarts", "worker_died")
+
+
 def status(trial, seen, total=100):
     return {**IDENTITY, "trial": trial, "samples_seen": seen, "samples_total": total, "images_per_second": 5.0}
 
 
+def on_paper(width: int = 200, height: int = 50) -> Console:
+    return Console(record=True, width=width, height=height, file=io.StringIO())
+
+
 def test_plain_progress_is_rate_limited_and_says_what_is_left():
-    console = Console(record=True, width=200, file=open("/dev/null", "w"))  # noqa: SIM115
+    console = on_paper()
     lines = PlainLines(console, interval=3600)
     for seen in (10, 20, 30, 100):
         lines.write({**status("m-10", seen), "noise_magnitude": 10.0})
     lines.write(status("m-1", 50))
     lines.write({"evaluation/fd": 3.0})
     first, last, other = console.export_text().splitlines()
-    assert first.split() == ["ten-step", "m-10", "M=10", "10%", "5", "images/s", "0:18", "left"]
-    assert last.split()[3] == "100%" and other.split()[:3] == ["ten-step", "m-1", "50%"]
+    assert first.split() == ["ten-step", "m-10", "M=10", "10%", "5", "samples/s", "0:18", "left"]
+    assert last.split()[3:] == ["100%", "5", "samples/s"] and other.split()[:3] == ["ten-step", "m-1", "50%"]
 
 
-def test_live_progress_shows_a_line_per_trial(tmp_path):
+def test_progress_says_what_a_job_does_and_what_became_of_it():
+    console = on_paper()
+    lines = PlainLines(console, "selection", interval=3600)
+    for record in (
+        {**status("a", 100), "settings": "M=3"},
+        {**IDENTITY, "trial": "a", "doing": "evaluating"},
+        status("b", 10),
+    ):
+        lines.write(record)
+    lines.write({**IDENTITY, "trial": "a", "event": "evaluated", "evaluation/selection": 3.0})
+    lines.write({**IDENTITY, "trial": "a", "event": "copied"})
+    assert [" ".join(line.split()[1:5]) for line in console.export_text().splitlines()] == [
+        "a M=3 100% 5",
+        "a M=3 evaluating",
+        "b 10% 5 samples/s",
+        "a M=3 evaluated, selection",
+        "a M=3 copied",
+    ]
+
+
+def left_by(table: LiveTable, console: Console) -> list[list[str]]:
+    """The words of every line: the table's head, jobs and counts."""
+    table.close()
+    return [line.split() for line in console.export_text().splitlines() if line.strip()]
+
+
+def test_the_table_has_a_row_per_job_that_moves_with_its_records():
+    console = on_paper()
+    table = LiveTable(console, "net/loss")
+    for seen, loss in ((10, 2.0), (60, 0.5)):
+        table.write({**status("a", seen), "settings": "M=3 lr=0.1", "net/loss": loss})
+    table.write({**status("b", 20), "noise_magnitude": 10.0})
+    table.write({**IDENTITY, "trial": "c", "event": "failed: it broke"})
+    head, a, b, c, counts = left_by(table, console)
+    assert head == ["trial", "settings", "samples", "loss", "state", "left"]
+    assert a == ["a", "M=3", "lr=0.1", "60", "60%", "0.5", "training", "0:08"]
+    assert b == ["b", "M=10", "20", "20%", "training", "0:16"]
+    assert c == ["c", "failed:", "it", "broke"]
+    assert " ".join(counts) == "3 jobs: 2 training, 1 failed"
+
+
+def test_the_table_fits_the_screen_and_shows_what_is_at_work_and_what_ended_last():
+    console = on_paper(width=60, height=9)
+    table = LiveTable(console)
+    for number in range(300):
+        table.write(status(f"trial-{number:03}", 10))
+        if number > 1:
+            table.write({**IDENTITY, "trial": f"trial-{number:03}", "event": "stopped early"})
+    _, *jobs, counts = left_by(table, console)
+    assert [job[0] for job in jobs] == ["trial-000", "trial-001", "trial-299", "trial-298", "trial-297"]
+    assert " ".join(counts) == "300 jobs: 2 training, 298 stopped early"
+
+
+def test_the_table_is_drawn_in_place_on_a_terminal(tmp_path):
     with (tmp_path / "terminal").open("w") as file:
-        lines = LiveLines(Console(file=file, force_terminal=True, width=120))
+        display = progress_lines(Console(file=file, force_terminal=True, width=120))
         for trial, seen in (("a", 10), ("b", 20), ("a", 100)):
-            lines.write(status(trial, seen))
-        lines.close()
+            display.write(status(trial, seen))
+        display.close()
     screen = (tmp_path / "terminal").read_text()
-    assert "ten-step a" in screen and "100%" in screen and "ten-step b" in screen
+    assert "trained" in screen and "20%" in screen and isinstance(display, LiveTable)
+    assert isinstance(progress_lines(on_paper()), PlainLines)

@@ -15,6 +15,7 @@ from nnce_dist.models.patch_unet import PatchUNet
 from nnce_dist.models.preconditioning import EDMPrecond
 from nnce_dist.tasks import sid
 from nnce_dist.tasks.edm_loss import edm_weight
+from nnce_dist.tasks.objective import CONSTANT
 from nnce_dist.tasks.one_step import OneStepTask
 from nnce_dist.tasks.task import Batch
 from nnce_dist.training.seeding import SampleRandom
@@ -33,8 +34,9 @@ def denoiser(seed: int, dropout: float = 0.0) -> EDMPrecond:
     return net
 
 
-def make_task(dropout: float = 0.0, **settings) -> OneStepTask:
-    return OneStepTask(denoiser(0), denoiser(1, dropout), denoiser(2, dropout), schema.OneStep(**settings), NUM_CLASSES)
+def make_task(dropout: float = 0.0, schedule=CONSTANT, **settings) -> OneStepTask:
+    networks = denoiser(0), denoiser(1, dropout), denoiser(2, dropout)
+    return OneStepTask(*networks, schema.OneStep(**settings), NUM_CLASSES, schedule=schedule)
 
 
 def make_batch(num: int = 6) -> Batch:
@@ -133,6 +135,8 @@ def test_a_clip_that_would_silence_an_undecided_critic_is_refused():
     for critic in ("bce", "none"):
         make_task(critic_noise_magnitude=1e5, critic=critic)
     make_task(critic_noise_magnitude=math.inf)
+    with pytest.raises(ValueError, match="critic_clip=10 must exceed"):
+        make_task(schedule=schema.MagnitudeSchedule("geometric", start=1e5))
 
 
 # --- the task

@@ -1,18 +1,20 @@
 """python -m pytest tests/unit/test_ranks.py
 
-Every task of images gives the same parameters on one rank and on two: two threads that sum over a barrier. The same
+Every task of images gives the same parameters on one rank and on three: threads that sum over a barrier. The same
 with Ray's workers, for the teacher, is tests/integration/test_same_everywhere.py.
 """
 
 import copy
-import threading
+from itertools import count
 from pathlib import Path
 
 import pytest
 import torch
+from toys import Silent, ThreadRuntime, on_ranks
 
 from nnce_dist.config.load import load
 from nnce_dist.config.schema import Training
+from nnce_dist.data.shards import rank_share
 from nnce_dist.models.weights import save_weights
 from nnce_dist.stages import build, draws
 from nnce_dist.stages.job import Job, rank_part
@@ -20,75 +22,22 @@ from nnce_dist.tasks.one_step import OneStepTask
 from nnce_dist.tasks.task import Batch
 from nnce_dist.tasks.ten_step import TenStepTask
 from nnce_dist.training.loop import train
-from nnce_dist.training.runtime import LocalRuntime
+from nnce_dist.training.saver import Saver
 from nnce_dist.training.seeding import SampleRandom
 from nnce_dist.training.state import TrainState
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 # eps: gradients that are nothing but rounding must not become steps of Adam
 OPTIMISERS = [f"{part}.eps=0.001" for part in ("ten_step.sampler", "ten_step.value", "one_step.fake_score")]
-CONFIG = load(
-    ["preset=smoke", "workers.precision=float32", "one_step.generator.eps=0.001", *OPTIMISERS], PRESETS, "smoke"
-)
-
-
-class Meeting:
-    """Where ranks in threads meet to sum."""
-
-    def __init__(self, size: int):
-        self.barrier, self.parts = threading.Barrier(size, timeout=60), [None] * size
-
-    def sum(self, rank: int, tensor: torch.Tensor) -> None:
-        self.parts[rank] = tensor.clone()
-        self.barrier.wait()
-        tensor.copy_(sum(self.parts))
-        self.barrier.wait()
-
-
-class ThreadRuntime(LocalRuntime):
-    """One of several ranks in one process."""
-
-    def __init__(self, rank: int, meeting: Meeting):
-        super().__init__("cpu")
-        self.rank, self.world_size, self._meeting = rank, len(meeting.parts), meeting
-
-    def all_reduce(self, tensor):
-        self._meeting.sum(self.rank, tensor)
-
-    def barrier(self):
-        self._meeting.barrier.wait()
-
-
-class Silent:
-    def resume(self, samples_seen): ...
-
-    def observe(self, prefix, observations): ...
-
-    def flush(self, samples_seen, **scalars): ...
+NETWORKS = ["workers.precision=float32", "network.dropout=0.2"]
+CONFIG = load(["preset=smoke", *NETWORKS, "one_step.generator.eps=0.001", *OPTIMISERS], PRESETS, "smoke")
 
 
 class Pictures:
-    def batches(self, seed, start_samples_seen, global_batch, rank, world_size):
-        position, share = start_samples_seen, global_batch // world_size
-        while True:
-            ids = range(position + rank * share, position + (rank + 1) * share)
+    def batches(self, seed, start_samples_seen, global_batch, rank, world_size, micro_batch):
+        for position in count(start_samples_seen, global_batch):
+            ids = rank_share(position, global_batch, rank, world_size, micro_batch)
             yield Batch(SampleRandom.at(seed + 7, ids).normal(3, 64, 64).tanh(), torch.tensor([i % 8 for i in ids]))
-            position += global_batch
-
-
-def on_ranks(world_size: int, work) -> list:
-    """What `work(runtime)` returns on each rank."""
-    meeting, results = Meeting(world_size), [None] * world_size
-
-    def run_rank(rank: int) -> None:
-        results[rank] = work(ThreadRuntime(rank, meeting))
-
-    threads = [threading.Thread(target=run_rank, args=(rank,)) for rank in range(world_size)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join(timeout=120)
-    return results
 
 
 def ten_step(teacher):
@@ -109,16 +58,16 @@ def run(make, world_size: int, folder: Path) -> dict[str, torch.Tensor]:
     tasks = [make(copy.deepcopy(teacher)) for _ in range(world_size)]
 
     def work(runtime: ThreadRuntime) -> TrainState:
-        training = Training(samples=16, batch=8, micro_batch=4)  # the critic averages over micro-batches
-        return train(tasks[runtime.rank], Pictures(), training, 3, runtime, Silent(), folder / str(world_size))
+        training = Training(samples=16, batch=8, micro_batch=2)  # the critic averages over micro-batches
+        return train(tasks[runtime.rank], Pictures(), training, 3, runtime, Silent(), Saver(folder / str(world_size)))
 
     states = on_ranks(world_size, work)
     return {name: tensor.clone() for name, tensor in states[0].tensors().items()}
 
 
 @pytest.mark.parametrize("make", [ten_step, one_step])
-def test_two_ranks_reach_the_parameters_of_one(make, tmp_path):
-    alone, together = run(make, 1, tmp_path), run(make, 2, tmp_path)
+def test_three_ranks_with_unequal_shares_reach_the_parameters_of_one(make, tmp_path):
+    alone, together = run(make, 1, tmp_path), run(make, 3, tmp_path)  # 2, 2 and 4 samples
     assert alone.keys() == together.keys()
     networks = [name for name in alone if name.startswith(("network/", "task/"))]
     for name in networks:

@@ -11,14 +11,23 @@ import report_example
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
+from matplotlib.figure import Figure
 from PIL import Image
 from report_example import ACCURACY, FD
 from rich.console import Console
 
 from nnce_dist.report.data import Curve, ReportData, SamplerResult, best_tuned, decimals, find_metric, mean_sd
-from nnce_dist.report.figures import apart, curve_panels, magnitude_panels, ratio_panels, with_effective_sample_size
+from nnce_dist.report.figures import (
+    LIGHT,
+    apart,
+    curve_panels,
+    magnitude_panels,
+    ratio_panels,
+    with_effective_sample_size,
+)
 from nnce_dist.report.grids import grid
 from nnce_dist.report.html import duration, lead, write_report
+from nnce_dist.report.subject import RATIOS
 from nnce_dist.report.table import html_table, terminal_table
 from nnce_dist.report.verdicts import advantage, judge, verdicts
 
@@ -95,8 +104,40 @@ def test_what_users_write_is_shown_and_never_run(tmp_path):
 
 def test_a_run_without_results_still_has_a_page(tmp_path):
     page = write_report(ReportData("empty", []), tmp_path).read_text(encoding="utf-8")
-    assert "No tuned sampler has been measured" in page and "<table" not in page
+    assert "Nothing has been measured" in page and "<table" not in page
     assert not list((tmp_path / "figures").iterdir())
+
+
+def ratios(magnitudes: list[float]) -> list[SamplerResult]:
+    """Estimates of a density ratio over M: the error is least in the middle; seed i shifts all alike."""
+
+    def figures(place: int) -> dict[str, list[float]]:
+        errors = [0.2 + 0.01 * (place - len(magnitudes) // 2) ** 2 + 0.02 * seed for seed in range(3)]
+        return {"log_ratio_error_data@10k": errors, "kl_error@10k": errors, "cross_entropy@10k": errors}
+
+    return [SamplerResult(f"M = {m:g}", "tuned", figures(i), noise_magnitude=m) for i, m in enumerate(magnitudes)]
+
+
+def test_a_report_about_density_ratios_speaks_of_estimates_and_seeds(tmp_path):
+    rows = ratios([1.0, 10.0, 100.0, 1000.0, math.inf])
+    page = write_report(ReportData("ratio", rows, subject=RATIOS), tmp_path).read_text(encoding="utf-8")
+    assert "<h2>Estimates</h2>" in page and "3 training seeds" in page and "nats" in page
+    assert not any(word in page for word in ("Sampler", "Images", "Evaluations", "evaluation draws"))
+    claims = verdicts(rows)
+    assert [claim.outcome for claim in claims] == ["holds", "holds"]  # against NCE and NWJ, seed by seed
+    assert (
+        claims[0].sentence in lead(rows, claims)
+        and "M = 100 beats plain NCE (M = 1) on the error of ln r by 0.04" in page
+    )
+    names = {path.stem for path in (tmp_path / "figures").iterdir()}
+    assert names == {f"{kind}_by_noise_magnitude" for kind in ("log_ratio_error_data", "kl_error", "cross_entropy")}
+
+
+def test_sixty_four_magnitudes_are_not_all_named_below_their_axis():
+    (panel, *_) = magnitude_panels(ratios([1.3**i for i in range(64)]))
+    axes = Figure().add_subplot()
+    panel.draw(axes, LIGHT)
+    assert 5 <= len(axes.get_xticks()) <= 9
 
 
 # ---- verdicts -------------------------------------------------------------------------------------------------------

@@ -7,7 +7,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from nnce_dist.data.shards import flips, global_batch, keyed_hash, mix, order, rank_share, samples_at
+from nnce_dist.data.shards import Order, flips, keyed_hash, mix, mixing_window, order, rank_share
 
 GOLDEN = Path(__file__).parents[1] / "golden" / "order.txt"
 WORD = (1 << 64) - 1
@@ -22,13 +22,26 @@ def splitmix64(state: int) -> int:
     return z ^ (z >> 31)
 
 
-def consume(seed, num_samples, batch, plan):
+def uniform(num_samples):
+    return Order(np.array([num_samples]), np.array([1]))
+
+
+@st.composite
+def orders(draw):
+    """Uniform and windowed orders of uneven shards, their counts, sizes and window."""
+    shards = draw(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 1000)), min_size=1, max_size=30))
+    counts, sizes = np.array(shards).T
+    window = draw(st.one_of(st.just(0), st.integers(sizes.max(), sizes.sum())))
+    return Order(counts, sizes, int(window), draw(st.booleans())), counts, sizes, window
+
+
+def consume(order, seed, batch, plan, seen=0):
     """The ids that the ranks see one after another: `plan` lists (world size, number of batches)."""
-    seen, ids = 0, []
+    ids = []
     for world_size, batches in plan:
         for _ in range(batches):
             for rank in range(world_size):
-                ids.extend(samples_at(seed, rank_share(seen, batch, rank, world_size), num_samples))
+                ids.extend(order.samples_at(seed, rank_share(seen, batch, rank, world_size)))
             seen += batch
     return ids
 
@@ -49,26 +62,100 @@ def test_keyed_hash_never_collides_and_depends_on_every_key():
 
 @given(seeds, st.integers(0, 10**6), st.integers(1, 700))
 @settings(max_examples=60, deadline=None)
-def test_every_epoch_is_a_permutation(seed, epoch, num_samples):
+def test_every_uniform_epoch_is_a_permutation(seed, epoch, num_samples):
     assert sorted(order(seed, epoch, num_samples)) == list(range(num_samples))
 
 
-@given(seeds, st.integers(1, 60), st.sampled_from([1, 2, 6, 12, 24]), st.data())
-@settings(max_examples=80, deadline=None)
-def test_no_sample_lost_or_repeated_while_the_number_of_ranks_changes(seed, num_samples, batch, data):
+@given(orders(), seeds, st.integers(0, 10**6))
+@settings(max_examples=100, deadline=None)
+def test_every_epoch_is_a_permutation(made, seed, epoch):
+    order, *_ = made
+    assert sorted(order.epoch(seed, epoch)) == list(range(order.num_samples))
+
+
+@given(orders(), seeds, st.sampled_from([1, 2, 6, 12, 24]), st.integers(0, 500), st.data())
+@settings(max_examples=150, deadline=None)
+def test_no_sample_lost_or_repeated_while_the_number_of_ranks_changes(made, seed, batch, start, data):
+    order, *_ = made
     divisors = [ranks for ranks in range(1, batch + 1) if batch % ranks == 0]
     plan = data.draw(st.lists(st.tuples(st.sampled_from(divisors), st.integers(1, 5)), min_size=1, max_size=5))
-    ids = consume(seed, num_samples, batch, plan)
-    assert ids == consume(seed, num_samples, batch, [(1, sum(batches for _, batches in plan))])
-    for epoch in range(len(ids) // num_samples):
-        assert sorted(ids[epoch * num_samples : (epoch + 1) * num_samples]) == list(range(num_samples))
+    ids = consume(order, seed, batch, plan, start)
+    assert ids == consume(order, seed, batch, [(1, sum(batches for _, batches in plan))], start)
+    first = -start % order.num_samples  # where the first whole epoch begins
+    for epoch in range(first, len(ids) - order.num_samples + 1, order.num_samples):
+        assert sorted(ids[epoch : epoch + order.num_samples]) == list(range(order.num_samples))
 
 
-@given(seeds, st.integers(1, 50), st.integers(0, 200), st.integers(1, 40))
-@settings(max_examples=60, deadline=None)
-def test_resuming_anywhere_continues_the_sequence(seed, num_samples, position, size):
-    whole = global_batch(seed, 0, position + size, num_samples)
-    assert np.array_equal(global_batch(seed, position, size, num_samples), whole[position:])
+@pytest.mark.parametrize("window", [0, 200])
+def test_four_ranks_then_three_then_one_go_on_where_the_others_stopped(window):
+    counts, sizes = np.array([7, 5, 9, 3, 8, 6, 11, 4]), np.array([70, 50, 90, 30, 80, 60, 100, 40])
+    order = Order(counts, sizes, window)
+    ids = consume(order, 5, 12, [(4, 7), (3, 8), (1, 9)])
+    assert ids == order.samples_at(5, range(24 * 12)).tolist()
+
+
+@given(orders(), seeds, st.integers(0, 200), st.integers(1, 40), st.integers(1, 5))
+@settings(max_examples=100, deadline=None)
+def test_resuming_anywhere_continues_the_sequence(made, seed, position, size, step):
+    order, counts, sizes, window = made
+    whole = order.samples_at(seed, range(position + size))
+    again = Order(counts.copy(), sizes.copy(), int(window), order._shuffle)  # another process
+    assert np.array_equal(again.samples_at(seed, range(position, position + size, step)), whole[position::step])
+
+
+@given(orders(), seeds, st.integers(0, 400), st.integers(1, 60))
+@settings(max_examples=100, deadline=None)
+def test_shards_at_are_those_of_the_samples_by_first_use(made, seed, position, size):
+    order, counts, *_ = made
+    coming = np.repeat(np.arange(len(counts)), counts)[order.samples_at(seed, range(position, position + size))]
+    assert order.shards_at(seed, range(position, position + size)).tolist() == list(dict.fromkeys(coming.tolist()))
+
+
+@given(orders(), seeds)
+@settings(max_examples=150, deadline=None)
+def test_the_shards_in_use_fit_the_window_and_one_shard(made, seed):
+    order, counts, sizes, window = made
+    if window and order._shuffle:
+        shards = np.repeat(np.arange(len(counts)), counts)[order.epoch(seed, 0)]
+        in_use = [set(shards[: place + 1]) & set(shards[place:]) for place in range(len(shards))]
+        assert max(sizes[list(shards)].sum() for shards in in_use) <= window + sizes.max()
+
+
+def test_the_windowed_order_mixes_as_many_shards_as_it_holds():
+    """1,024 samples against the uniform order: distinct shards, and how often neighbours come from one shard."""
+    counts, sizes = np.full(1280, 100), np.full(1280, 1000)
+    shards = np.repeat(np.arange(1280), 100)
+
+    def quality(window, place):
+        batch = shards[Order(counts, sizes, window).samples_at(3, range(place, place + 1024))]
+        return len(np.unique(batch)), (batch[1:] == batch[:-1]).mean()
+
+    for in_use, places in ((240, (30_000, 64_000, 100_000)), (120, (0, 128_000 - 1024))):
+        for place in places:  # within the epoch, and at its ends
+            distinct, neighbours = quality(240_000, place)
+            assert 0.85 < distinct / (in_use * (1 - np.exp(-1024 / in_use))) < 1.15
+            assert abs(neighbours - 1 / in_use) < 4 * (1 / in_use / 1023) ** 0.5  # 4 standard deviations
+    distinct, neighbours = quality(0, 64_000)
+    assert 0.95 < distinct / (1280 * (1 - np.exp(-1024 / 1280))) < 1.05 and neighbours < 4.5 / 1023
+
+
+def test_the_windowed_order_places_samples_uniformly_over_epochs():
+    """Over 4,000 epochs of 8 shards of 2: each sample's place, and whether it comes before its shard's other sample."""
+    order = Order(np.full(8, 2), np.full(8, 10), window=35)
+    epochs = np.stack([np.argsort(order.epoch(5, epoch)) for epoch in range(4000)])  # (epochs, samples): places
+    for sample in range(16):
+        places = np.bincount(epochs[:, sample], minlength=16)
+        assert ((places - 250) ** 2 / 250).sum() < 45  # 15 degrees of freedom: P = 8e-5
+    assert abs((epochs[:, 0] < epochs[:, 1]).mean() - 0.5) < 0.032  # 4 standard deviations
+
+
+def test_the_window_is_all_that_fits():
+    sizes = np.array([40, 50, 60])
+    assert [mixing_window(sizes, room, wanted) for room, wanted in ((0, 0), (150, 0), (10**9, 150))] == [0, 0, 0]
+    many = np.full(100, 10)
+    assert [mixing_window(many, room, wanted) for room, wanted in ((999, 0), (0, 300), (999, 300))] == [499, 300, 300]
+    with pytest.raises(ValueError, match="data.cache_bytes=149 and data.shuffle_bytes=0 mix fewer than four shards"):
+        mixing_window(sizes, 149, 0)
 
 
 def test_ranks_get_disjoint_equal_parts_of_the_global_batch():
@@ -76,6 +163,20 @@ def test_ranks_get_disjoint_equal_parts_of_the_global_batch():
         shares = [rank_share(960, 24, rank, world_size) for rank in range(world_size)]
         assert [position for share in shares for position in share] == list(range(960, 984))
         assert {len(share) for share in shares} == {24 // world_size}
+
+
+@given(st.integers(1, 300), st.integers(1, 40), st.integers(1, 40))
+def test_any_number_of_ranks_shares_the_same_micro_batches(size, micro_batch, world_size):
+    starts = list(range(0, size, micro_batch))
+    if len(starts) < world_size:
+        with pytest.raises(ValueError, match="leaves some of"):
+            rank_share(0, size, 0, world_size, micro_batch)
+        return
+    shares = [rank_share(7, size, rank, world_size, micro_batch) for rank in range(world_size)]
+    assert [position for share in shares for position in share] == list(range(7, 7 + size))
+    assert [start for share in shares for start in share[::micro_batch]] == [7 + start for start in starts]
+    lengths = [len(share[::micro_batch]) for share in shares]
+    assert max(lengths) - min(lengths) <= 1
 
 
 def test_shares_that_cannot_be_equal_are_refused():
@@ -112,7 +213,8 @@ def test_flips_belong_to_the_position_and_are_fair():
 
 
 def test_without_shuffling_every_epoch_is_in_order():
-    assert samples_at(9, range(4, 13), 5, shuffle=False).tolist() == [4, 0, 1, 2, 3, 4, 0, 1, 2]
+    in_order = Order(np.array([2, 3]), np.array([1, 1]), shuffle=False)
+    assert in_order.samples_at(9, range(4, 13)).tolist() == [4, 0, 1, 2, 3, 4, 0, 1, 2]
 
 
 def golden_lines():
@@ -125,6 +227,10 @@ def golden_lines():
     ]:
         ids = " ".join(map(str, order(seed, epoch, num_samples)[:12]))
         yield f"order seed={seed} epoch={epoch} num_samples={num_samples}: {ids}"
+    for seed, epoch, window in [(0, 0, 1_300_000), (7, 123, 500_000)]:
+        windowed = Order(np.arange(50, 150), np.arange(50_000, 150_000, 1000), window)
+        ids = " ".join(map(str, windowed.epoch(seed, epoch)[::1000][:12]))
+        yield f"windowed seed={seed} epoch={epoch} window={window}: {ids}"
     yield "flips seed=7 first=1000: " + "".join(str(int(flip)) for flip in flips(7, range(1000, 1064)))
 
 

@@ -3,6 +3,7 @@
 import dataclasses
 import io
 import os
+import pickle
 from itertools import islice
 from pathlib import Path
 
@@ -14,11 +15,10 @@ from PIL import Image
 from shard_files import picture, write_shards, write_tar
 
 from nnce_dist.config.schema import Data
-from nnce_dist.data import stream
+from nnce_dist.data import images, stream
 from nnce_dist.data.check import check
 from nnce_dist.data.images import decode
-from nnce_dist.data.pack import pack, packed
-from nnce_dist.data.shards import flips, global_batch
+from nnce_dist.data.shards import flips, order
 from nnce_dist.data.stream import open_stream, to_unit
 
 SMALL = Data(num_classes=5, image_size=16, loader_threads=0)
@@ -37,6 +37,13 @@ def opened(shards, tmp_path):
     return lambda train=True, **changes: open_stream(
         shards, dataclasses.replace(SMALL, **changes), tmp_path / "cache", train
     )
+
+
+def global_batch(seed, start, size, num_samples):
+    """The ids at some global positions of the uniform order."""
+    epochs = range(start // num_samples, (start + size - 1) // num_samples + 1)
+    first = epochs.start * num_samples
+    return np.concatenate([order(seed, epoch, num_samples) for epoch in epochs])[start - first : start - first + size]
 
 
 def take(source, count, *args, **kwargs):
@@ -152,6 +159,29 @@ def test_a_webdataset_pipeline_can_start_with_the_exact_order(opened):
     )
 
 
+class Attack:
+    """Leaves a file behind when it is unpickled."""
+
+    def __init__(self, path):
+        self.path = path
+
+    def __reduce__(self):
+        return Path.touch, (self.path,)
+
+
+def test_members_that_webdataset_would_unpickle_are_never_seen(tmp_path):
+    attack, torch_file = pickle.dumps(Attack(tmp_path / "ran")), io.BytesIO()
+    torch.save(Attack(tmp_path / "ran"), torch_file)
+    members = [("a.png", picture(0)), ("a.cls", b"3"), ("a.pyd", attack), ("a.pickle", attack)]
+    write_tar(tmp_path / "a.tar", [*members, ("a.pth", torch_file.getvalue()), ("b.pkl", attack)])
+    source = open_stream(str(tmp_path / "a.tar"), SMALL, tmp_path / "cache", train=True)
+    sample = next(iter(wds.DataPipeline(source.first_stage(0), wds.decode())))
+    assert sorted(sample) == ["__key__", "__url__", "cls", "png"] and len(source) == 1
+    assert not (tmp_path / "ran").exists()
+    list(wds.WebDataset(str(tmp_path / "a.tar"), shardshuffle=False).decode().slice(1))
+    assert (tmp_path / "ran").exists()  # the attack works where it is let in
+
+
 @pytest.mark.parametrize("num_workers", [0, 2])
 def test_loader_workers_and_ranks_keep_the_order(opened, num_workers):
     source = opened()
@@ -177,20 +207,50 @@ def test_pictures_of_other_modes_become_rgb(mode, form):
 
 
 def png(image, **options):
+    return saved(image, "PNG", **options)
+
+
+def saved(image, form, **options):
     file = io.BytesIO()
-    image.save(file, "PNG", **options)
+    image.save(file, form, **options)
     return file.getvalue()
+
+
+def by_pil(encoded):
+    return np.asarray(Image.open(io.BytesIO(encoded)).convert("RGB")).transpose(2, 0, 1)
+
+
+@pytest.mark.parametrize("subsampling", ["4:4:4", "4:2:2", "4:2:0"])
+@pytest.mark.parametrize("progressive", [False, True])
+@pytest.mark.parametrize("size", [16, 37])
+@pytest.mark.parametrize("mode", ["RGB", "L"])
+def test_the_fast_decoder_gives_the_pixels_of_pil(subsampling, progressive, size, mode, monkeypatch):
+    rng = np.random.default_rng(size)
+    for quality in (40, 75, 95):
+        image = Image.fromarray(rng.integers(0, 256, (5, 5, 3), dtype=np.uint8)).resize((size, size)).convert(mode)
+        encoded = saved(image, "JPEG", quality=quality, subsampling=subsampling, progressive=progressive)
+        with monkeypatch.context() as patch:
+            patch.setattr(Image, "open", lambda *args, **options: pytest.fail("this was to be fast"))
+            pixels = decode(encoded, size, False, "x")
+        assert np.array_equal(pixels, by_pil(encoded))
+        with monkeypatch.context() as patch:
+            patch.setattr(images, "_turbo_jpeg", lambda *arguments: None)
+            slow = decode(encoded, 8, True, "x")
+        assert np.array_equal(decode(encoded, 8, True, "x"), slow)
 
 
 @pytest.mark.parametrize(
     ("encoded", "resize", "words"),
     [
         (picture(1, 20), False, "x: the picture is 20x20, not 16x16; set data.resize=true"),
+        (saved(Image.new("RGB", (32, 8)), "JPEG"), False, "x: the picture is 32x8, not 16x16; set data.resize=true"),
         (png(Image.new("1", (9_000, 9_000))), True, "9000x9000 is more than"),
+        (saved(Image.new("RGB", (9_000, 9_000)), "JPEG", quality=1), True, "9000x9000 is more than"),
         (png(Image.new("1", (20_000, 20_000))), True, "decompression bomb"),
         (png(Image.new("I;16", (16, 16))), False, "mode 'I;16' .* 8 bits"),
         (b"not a picture", False, "x: not a readable JPEG or PNG"),
         (picture(1)[:-200], False, "x: not a readable JPEG or PNG"),
+        (picture(1, form="JPEG")[:-20], False, "x: not a readable JPEG or PNG"),
         (picture(1, form="GIF"), False, "x: not a readable JPEG or PNG"),
     ],
 )
@@ -264,49 +324,6 @@ def test_check_of_the_beginning_of_a_large_shard(tmp_path):
     check(str(large), dataclasses.replace(SMALL, image_size=40))
     with pytest.raises(ValueError, match="sample '000000': the picture is 40x40"):
         check(str(large), SMALL)
-
-
-def noise(count):
-    rng = np.random.default_rng(3)
-    return [(rng.integers(0, 256, (16, 16, 3), dtype=np.uint8), number % 5) for number in range(count)]
-
-
-def test_packing_is_lossless_deterministic_and_indexed(tmp_path):
-    pairs = noise(23)
-    patterns = [pack(iter(pairs), tmp_path / name / "100%", 10) for name in ("one", "two")]
-    source = open_stream(patterns[0], SMALL, tmp_path / "cache", train=False)
-    pixels, labels = source.raw()
-    assert np.array_equal(pixels.numpy().transpose(0, 2, 3, 1), np.stack([picture for picture, _ in pairs]))
-    assert labels.tolist() == [label for _, label in pairs]
-    assert not (tmp_path / "cache").exists()  # the index beside the shards was enough
-    files = [sorted(Path(pattern).parent.glob("*.tar")) for pattern in patterns]
-    assert len(files[0]) == 3 and [a.read_bytes() for a in files[0]] == [b.read_bytes() for b in files[1]]
-    for sample, (image, label) in zip(
-        wds.WebDataset(patterns[0], shardshuffle=False).decode("rgb8"), pairs, strict=True
-    ):
-        assert np.array_equal(sample["png"], image) and sample["cls"] == label
-
-
-def test_half_a_pack_is_never_left(tmp_path):
-    def interrupted():
-        yield from noise(23)
-        raise RuntimeError("power cut")
-
-    with pytest.raises(RuntimeError):
-        pack(interrupted(), tmp_path / "set", 10)
-    assert packed(tmp_path / "set") is None and os.listdir(tmp_path) == []
-    with pytest.raises(ValueError, match="no pictures to pack"):
-        pack([], tmp_path / "set", 10)
-
-
-def test_the_first_of_two_packs_stays(tmp_path):
-    def overtaken():
-        yield from noise(3)
-        pack(noise(5), tmp_path / "set", 10)
-
-    pattern = pack(overtaken(), tmp_path / "set", 10)
-    assert len(open_stream(pattern, SMALL, tmp_path / "cache", True)) == 5 and os.listdir(tmp_path) == ["set"]
-    assert pack(noise(4), tmp_path / "set", 10) == pattern == packed(tmp_path / "set")
 
 
 @needs_photographs

@@ -137,7 +137,7 @@ def test_each_update_moves_its_own_network_only():
     state = TrainState.of(task)
     for update in task.updates(batch(), SampleRandom.at(3, range(B)), 0, lambda mean: mean):
         before = {name: [p.clone() for p in net.parameters()] for name, net in task.networks.items()}
-        assert apply_update(update, state.trainees[update.network], LocalRuntime("cpu"), 0, lambda *_: None)
+        assert apply_update(update, state.trainees[update.network], LocalRuntime("cpu"), B, 0, lambda *_: None)
         for name, network in task.networks.items():
             moved = [not torch.equal(p, q) for p, q in zip(network.parameters(), before[name], strict=True)]
             assert any(moved) == (name == update.network)
@@ -157,7 +157,7 @@ def test_sampler_goes_down_the_value():
     state, update = TrainState.of(task), updates(task)[-1]
     before = whole(update)[1]["value"].mean()
     for _ in range(20):
-        apply_update(update, state.trainees["sampler"], LocalRuntime("cpu"), 0, lambda *_: None)
+        apply_update(update, state.trainees["sampler"], LocalRuntime("cpu"), B, 0, lambda *_: None)
     assert whole(update)[1]["value"].mean() < before
 
 

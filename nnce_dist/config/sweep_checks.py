@@ -1,0 +1,96 @@
+"""Settings of a sweep over a space that contradict each other, and which stage the space is about."""
+
+from collections.abc import Iterator
+
+from ..sweep.space import Distribution, parse, points
+from .schema import Config
+
+# Settings that trials of a stage may differ in: all else is shared by them, or changes nothing that is learned.
+STAGES = {
+    "teacher": ("teacher.", "network.", "data.flip"),
+    "ten_step": ("ten_step.", "objective."),
+    "one_step": ("one_step.", "objective.schedule."),
+    "density_ratio": ("density_ratio.", "objective."),
+}
+SEED = "run.seed"
+ADAPTIVE = ("asha", "pbt", "tpe")  # decide as the sweep goes on
+INTERVALS = {"asha": "rung", "pbt": "generation"}  # what sweep.interval is the length of
+
+
+def swept_stage(config: Config) -> str | None:
+    """The stage of the run that every setting of the space belongs to; None if there is none."""
+    keys = [key for key in config.sweep.space if key != SEED]
+    fitting = (stage for stage in config.run.stages if all(key.startswith(STAGES[stage]) for key in keys))
+    return next(fitting, None)
+
+
+def trials_stage(config: Config) -> str | None:
+    """The stage that a run's trials train; None for a run that sweeps nothing."""
+    if config.sweep.space:
+        return swept_stage(config)
+    return next((stage for stage in ("density_ratio", "ten_step") if stage in config.run.stages), None)
+
+
+def space(config: Config) -> dict[str, Distribution]:
+    """The parsed space; `sweep.seeds` are a grid of it."""
+    found = {key: parse(text) for key, text in config.sweep.space.items()}
+    return found | ({SEED: Distribution("grid", tuple(config.sweep.seeds))} if config.sweep.seeds else {})
+
+
+def num_trials(config: Config) -> int:
+    """How many trials the space gives."""
+    return len(points(space(config), draws(config), config.run.seed))
+
+
+def draws(config: Config) -> int:
+    """How often what is no grid is drawn."""
+    return 1 if config.sweep.strategy == "grid" else config.sweep.trials
+
+
+def sweep_contradictions(config: Config) -> list[str]:
+    """One line about each."""
+    if not config.sweep.space:
+        return (
+            ["sweep.mode=max: M is chosen by a distance; it is for sweep.space"] if config.sweep.mode != "min" else []
+        )
+    return list(_contradictions(config))
+
+
+def _lengths(config: Config, stage: str, keys: list[str]) -> Iterator[str]:
+    sweep, training = config.sweep, getattr(config, stage).training
+    if sweep.strategy in INTERVALS and sweep.interval >= training.samples:
+        what = INTERVALS[sweep.strategy]
+        yield (
+            f"sweep.interval={sweep.interval}: the first {what} would be no earlier than the end of training "
+            f"({stage}.training.samples={training.samples}); choose less, or 0"
+        )
+    if sweep.strategy in ADAPTIVE:
+        for key in {f"{stage}.training.samples", f"{stage}.training.batch"} & {*keys}:
+            yield f"sweep.strategy={sweep.strategy}: judges trials at the same samples; take {key} out of sweep.space"
+
+
+def _contradictions(config: Config) -> Iterator[str]:
+    sweep, kinds = config.sweep, {key: what.kind for key, what in space(config).items()}
+    key = f"sweep.strategy={sweep.strategy}"
+    drawn, grids = ([k for k, kind in kinds.items() if (kind == "grid") is grid] for grid in (False, True))
+    if not swept_stage(config):
+        keys, stages = ", ".join(sweep.space), ",".join(config.run.stages)
+        yield f"sweep.space: no stage of run.stages=[{stages}] has all of {keys}; sweep the settings of one stage"
+    if sweep.strategy == "grid" and drawn:
+        yield f"{key}: {drawn[0]} is no grid; write grid(...), or use sweep.strategy=random sweep.trials=20"
+    if sweep.strategy != "grid" and not sweep.trials:
+        yield f"{key}: a space with no trial; set sweep.trials, for example sweep.trials=20"
+    if sweep.strategy == "random" and not drawn:
+        yield f"{key}: there are only grids, and nothing to draw; use sweep.strategy=grid"
+    if sweep.strategy == "tpe" and grids:
+        yield f"{key}: suggests values of choice(...) and of ranges, not of grids such as {grids[0]}"
+    if sweep.strategy in ADAPTIVE and sweep.per_process > 1:
+        yield f"{key}: trials of a pack are trained to their ends; set sweep.per_process=1, or use grid or random"
+    if sweep.strategy == "pbt" and sweep.trials == 1 and not grids:
+        yield f"{key}: a population of one learns from nobody; set sweep.trials, for example sweep.trials=8"
+    if sweep.strategy == "pbt" and config.run.mirror:
+        yield f"{key}: states that trials take over are not copied to run.mirror; use a folder that all nodes see"
+    if stage := swept_stage(config):
+        yield from _lengths(config, stage, list(kinds))
+    if config.objective.schedule.kind == "auto" and "objective.noise_magnitude" in kinds:
+        yield "objective.noise_magnitude=auto: chooses M by itself; take objective.noise_magnitude out of sweep.space"

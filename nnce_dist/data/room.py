@@ -1,0 +1,89 @@
+"""Room for copies of shards in a folder that several processes use: held copies stay, the longest unused go first.
+
+A copy is named <digest>-<bytes>.tar and, until it is whole, has `.tmp` behind that: so its size counts before it is
+there. Holding is a shared lock on the open file, which ends with the process.
+"""
+
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from .locks import lock, try_lock
+
+_COPY = re.compile(r"[0-9a-f]{32}-(\d+)\.tar(\.tmp)?")
+
+
+class NoRoomError(OSError):
+    """All copies are held; there is no room for another one."""
+
+
+def hold_copy(path: Path, num_bytes: int) -> int | None:
+    """An open file that holds the copy, or None where there is none to hold; one of another size is removed."""
+    try:
+        file = os.open(path, os.O_RDONLY)
+    except FileNotFoundError:
+        return None
+    if try_lock(file, fcntl.LOCK_SH) and os.fstat(file).st_nlink:
+        if os.fstat(file).st_size == num_bytes:
+            os.utime(file)  # the time of its last use
+            return file
+        path.unlink(missing_ok=True)  # damaged from outside: a finished copy had the right size
+    os.close(file)
+    return None
+
+
+def make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
+    """Removes copies until one of `num_bytes` fits, whose unfinished file is locked by the caller and counts already.
+
+    Raises NoRoomError when too many are held, or being made.
+    """
+    if not max_bytes:
+        return
+    with _alone(folder):
+        copies = sorted(_copies(folder), key=lambda copy: copy[1].st_mtime_ns)
+        excess = sum(int(_COPY.fullmatch(path.name)[1]) for path, _ in copies) - max_bytes
+        for path, _ in copies:
+            if excess <= 0:
+                return
+            if _remove(path):
+                excess -= int(_COPY.fullmatch(path.name)[1])
+    if excess > 0:
+        raise NoRoomError(
+            f"{folder}: no room for a shard of {num_bytes} bytes: {excess} more than data.cache_bytes={max_bytes} "
+            "are in use; raise it, or run fewer jobs at a time on this machine"
+        )
+
+
+def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for entry in os.scandir(folder):
+        if _COPY.fullmatch(entry.name):
+            try:
+                yield Path(entry.path), entry.stat()
+            except FileNotFoundError:  # finished, or given up, meanwhile
+                continue
+
+
+def _remove(path: Path) -> bool:
+    """Removes a copy that nobody holds, or what a killed process left of one."""
+    try:
+        file = os.open(path, os.O_RDWR)
+    except FileNotFoundError:
+        return True
+    try:
+        if not try_lock(file, fcntl.LOCK_EX):
+            return False
+        path.unlink(missing_ok=True)
+        return True
+    finally:
+        os.close(file)
+
+
+@contextmanager
+def _alone(folder: Path) -> Iterator[None]:
+    """One process at a time; what is done here takes milliseconds."""
+    with open(folder / ".room", "ab") as file:
+        lock(file, folder / ".room", deadline=60.0)
+        yield

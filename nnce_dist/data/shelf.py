@@ -1,0 +1,112 @@
+"""The open files of a set's shards: those that are needed soon are fetched ahead and held, the others may go."""
+
+import os
+import resource
+import threading
+from collections.abc import Iterable, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from functools import cache
+from itertools import islice
+
+from .cache import ShardCache, is_copied
+from .index import ShardIndex
+from .store import Blob
+
+_READERS = 8  # shards fetched at a time
+_EXTRAS = 4  # shards held that nobody announced
+_FETCH_DEADLINE = 3600.0  # seconds until a batch gives up a shard; each request to the store has its own
+
+
+class OpenFile:
+    """A file descriptor that is closed when nobody uses it any more."""
+
+    def __init__(self, descriptor: int):
+        self.descriptor = descriptor
+
+    def __del__(self):
+        os.close(self.descriptor)
+
+
+class ShardShelf:
+    """Reads the shards of a set, whichever process it is in; see `index.Shelf`."""
+
+    def __init__(self, blobs: Sequence[Blob], indexes: Sequence[ShardIndex], cache: ShardCache):
+        self._blobs, self._indexes, self._cache = blobs, indexes, cache
+        self._begin()
+
+    def _begin(self) -> None:
+        self._process, self._lock = os.getpid(), threading.Lock()
+        self._held: dict[int, Future[OpenFile]] = {}
+        self._wanted: set[int] = set()
+        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="fetch")
+
+    def __getstate__(self) -> tuple:
+        return self._blobs, self._indexes, self._cache
+
+    def __setstate__(self, state: tuple) -> None:
+        self.__init__(*state)
+
+    def want(self, shards: Iterable[int]) -> None:
+        """Holds exactly these shards from now on; those that are not near are fetched in this order."""
+        wanted = [int(shard) for shard in islice(shards, _most_open())]
+        with self._own():
+            self._wanted = set(wanted)
+            for shard in self._held.keys() - self._wanted:
+                self._held.pop(shard).cancel()
+            for shard in wanted:
+                self._hold(shard)
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """See `index.Shelf.read`."""
+        with self._own():
+            future = self._hold(shard)
+        file = future.result(_FETCH_DEADLINE)
+        return os.pread(file.descriptor, size, offset)
+
+    def discard(self, shard: int) -> bool:
+        """See `index.Shelf.discard`."""
+        blob = self._blobs[shard]
+        if not is_copied(blob):
+            return False
+        with self._own():
+            self._held.pop(shard, None)
+            self._cache.copy_path(blob, self._indexes[shard].num_bytes).unlink(missing_ok=True)
+        return True
+
+    def absent_bytes(self, shards: Iterable[int]) -> int:
+        """The bytes of those shards that are read from copies and have none yet."""
+        copied = [(self._blobs[shard], self._indexes[shard].num_bytes) for shard in shards]
+        paths = {self._cache.copy_path(blob, size): size for blob, size in copied if is_copied(blob)}
+        return sum(size for path, size in paths.items() if not path.exists())
+
+    def _hold(self, shard: int) -> "Future[OpenFile]":
+        if shard not in self._held or _failed(self._held[shard]):
+            if shard not in self._wanted:
+                extras = [other for other in self._held if other not in self._wanted]
+                for other in islice(extras, max(len(extras) - _EXTRAS + 1, 0)):
+                    del self._held[other]
+            self._held[shard] = self._pool.submit(self._open, shard)
+        return self._held[shard]
+
+    def _open(self, shard: int) -> OpenFile:
+        index = self._indexes[shard]
+        return OpenFile(self._cache.hold(self._blobs[shard], index.num_bytes, index.sha256))
+
+    def _own(self) -> threading.Lock:
+        """The lock; a process that was forked begins anew: threads do not follow it, and locks on files are shared."""
+        if self._process != os.getpid():
+            self._begin()
+        return self._lock
+
+
+@cache
+def _most_open() -> int:
+    """How many shards may be open: half of the files that the system lets a process have."""
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    most = 2**16 if most == resource.RLIM_INFINITY else min(most, 2**16)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, resource.getrlimit(resource.RLIMIT_NOFILE)[1]))
+    return most // 2
+
+
+def _failed(future: "Future[OpenFile]") -> bool:
+    return future.done() and (future.cancelled() or future.exception() is not None)

@@ -1,0 +1,60 @@
+"""`sweep.checkpoint_bytes`: how many checkpoints a trial keeps, and how many trials run at a time, inside the budget.
+
+A trial at work holds those that it keeps and one that it is writing. One that has ended holds none, its weights stay
+(`folder.release`); but where trials wait to go on, or others go on from theirs, each holds what it keeps.
+"""
+
+from dataclasses import dataclass
+
+from ..config.load import with_settings
+from ..config.schema import Config
+from . import rehearsal
+from .estimate import Estimate
+from .units import in_units
+
+WAITING = ("asha", "pbt")  # strategies whose trials wait
+
+
+@dataclass(frozen=True)
+class Shares:
+    """What the budget allows."""
+
+    kept: int  # checkpoints of a trial
+    jobs: int  # at a time
+
+
+def shares(estimate: Estimate) -> Shares:
+    """Of the budget. Raises ValueError if it is too small for a single job at a time."""
+    config, training, one = estimate.config, estimate.training, estimate.checkpoint_bytes
+    slots, wanted = config.sweep.checkpoint_bytes // one, training.keep_last + bool(training.keep_best)
+    together = min(config.sweep.per_process, estimate.trials)
+    waiting = estimate.trials if config.sweep.space and config.sweep.strategy in WAITING else 0
+    if waiting:
+        kept = min(max(slots // waiting - 1, 1), wanted)
+        jobs, least = slots - kept * waiting, waiting + 1
+    else:
+        kept = wanted if slots >= (wanted + 1) * estimate.trials else 1
+        jobs, least = slots // ((kept + 1) * together), 2 * together
+    if jobs < 1:
+        raise ValueError(
+            f"sweep.checkpoint_bytes={config.sweep.checkpoint_bytes}: {estimate.trials} trials need at least "
+            f"{least * one} ({least} checkpoints of {in_units(one)}); raise it, or use 0 for no limit"
+        )
+    return Shares(kept, min(jobs, estimate.trials))
+
+
+def within(config: Config) -> Config:
+    """The settings that keep the checkpoints of all trials inside the budget, if there is one."""
+    estimate = Estimate.of(config) if config.sweep.checkpoint_bytes else None
+    if not estimate:
+        return config
+    share, training, sweep = shares(estimate), estimate.training, config.sweep
+    together = min(sweep.per_process, estimate.trials) if rehearsal.stacks(estimate.kinds[0], estimate.stage) else 1
+    keep = share.kept * estimate.checkpoint_bytes * together
+    return with_settings(
+        config,
+        {
+            f"{estimate.stage}.training.keep_bytes": min(training.keep_bytes or keep, keep),
+            "sweep.concurrent": min(sweep.concurrent or share.jobs, share.jobs),
+        },
+    )

@@ -1,0 +1,111 @@
+"""A run about a density ratio: its trials over M and seeds, its plan, the rows and curves of its report."""
+
+import dataclasses
+import statistics
+from collections.abc import Callable
+from pathlib import Path
+
+from ..config.schema import Config
+from ..metrics.jsonl import training_records
+from ..report.data import Curve, SamplerResult, describe_magnitude
+from .folder import job_folder
+from .launch import Launcher
+from .packing import run_packed
+from .trials import AUTO, Trial, payload, sweep_trials
+
+STAGE = "density_ratio"
+ENDS = {1.0: " (NCE)", float("inf"): " (NWJ)"}
+
+
+def chosen(config: Config) -> bool:
+    """Whether the run is about a density ratio; no other stage goes with that."""
+    return config.run.stages == [STAGE]
+
+
+def trials(config: Config) -> list[tuple[Trial, str, Config]]:
+    """Every magnitude with every seed: the trial of the sweep, its name with the seed, its configuration."""
+    return [
+        (trial, f"{trial.name}-seed{seed}", _seeded(trial.configuration(config), seed))
+        for trial in sweep_trials(config)
+        if trial.energy_weight is None  # the control without energy is the ten-step sampler's
+        for seed in seeds(config)
+    ]
+
+
+def seeds(config: Config) -> list[int]:
+    """The seeds that every magnitude is trained with."""
+    return config.sweep.seeds or [config.run.seed]
+
+
+def _seeded(config: Config, seed: int) -> Config:
+    return dataclasses.replace(config, run=dataclasses.replace(config.run, seed=seed))
+
+
+def run_stage(config: Config, root: Path, jobs: Launcher, say: Callable[[str], None]) -> list[dict]:
+    """Results of all trials."""
+    payloads = [payload(settings, root, STAGE, name) for _, name, settings in trials(config)]
+    results = run_packed(jobs, payloads, config.sweep.per_process)
+    if best := best_trial(config, results):
+        m = best.reached(by_trial(config, results)[best])
+        say(f"best noise magnitude: {m:g} (chosen on vectors that no reported figure sees)")
+    return results
+
+
+def best_trial(config: Config, results: list[dict]) -> Trial | None:
+    """The magnitude with the lowest selection figure in the mean over its finished seeds; None without any."""
+    means = {
+        trial: statistics.fmean(result["selection"] for result in done)
+        for trial, done in by_trial(config, results).items()
+        if done and not trial.held
+    }
+    return min(means, key=means.get, default=None)
+
+
+def by_trial(config: Config, results: list[dict]) -> dict[Trial, list[dict]]:
+    """The finished results of each magnitude, in the order of the seeds."""
+    done, found = {result["name"]: result for result in results if "error" not in result}, {}
+    for trial, name, _ in trials(config):
+        found.setdefault(trial, []).extend([done[name]] if name in done else [])
+    return found
+
+
+def plan(config: Config) -> list[tuple[str, str]]:
+    """What will happen, as (part, description) rows."""
+    s, names = config.density_ratio, [name for _, name, _ in trials(config)]
+    sweep = f"{len(names)} trials ({', '.join(names)}), {s.training.samples:,} samples each, batch {s.training.batch}"
+    rows = [
+        ("data", f"{s.vectors}, {s.holdout:.0%} held out" if s.vectors else _family(config)),
+        ("network", s.network if s.network != "mlp" else f"mlp, {s.num_layers} hidden layers of {s.width}"),
+    ]
+    return rows if config.sweep.space else [*rows, (STAGE, sweep)]
+
+
+def _family(config: Config) -> str:
+    s = config.density_ratio
+    number = f"{s.num_samples:,} a side" if s.num_samples else "fresh at every step"
+    return (
+        f"{s.family} against N(0, I) in {s.dim} dimensions, KL {s.kl:g} nats, {number}; {s.test_samples:,} to measure"
+    )
+
+
+def contents(config: Config, root: Path, results: list[dict]) -> tuple[list[SamplerResult], list[Curve]]:
+    """The report's rows, one for each magnitude with a value per seed, and the curves of the first seed."""
+    best, found = best_trial(config, results), by_trial(config, results)
+    rows = [_row(trial, done, len(seeds(config)), trial == best) for trial, done in found.items()]
+    first = [(trial, name) for trial, name, settings in trials(config) if settings.run.seed == seeds(config)[0]]
+    records = {trial: training_records(job_folder(root, STAGE, name)) for trial, name in first}
+    curves = [
+        Curve(trial.name, STAGE, seen, trial.reached(found[trial]), trial.held) for trial, seen in records.items()
+    ]
+    return rows, [curve for curve in curves if curve.records]
+
+
+def _row(trial: Trial, done: list[dict], wanted: int, best: bool) -> SamplerResult:
+    m = trial.reached(done)
+    given = f"{describe_magnitude(m)}{ENDS.get(m, '')}"
+    title = f"M = {AUTO if trial.name == AUTO else given}{', held' * trial.held}"
+    measured = [result["figures"] for result in done if result["figures"]]
+    title += f", {len(measured)} of {wanted} seeds" if len(measured) < wanted else ""
+    figures = {name: [one[name][0] for one in measured] for name in (measured[0] if measured else {})}
+    note = "" if measured else "diverged" if done else "failed"
+    return SamplerResult(*(title, "tuned", figures), noise_magnitude=m, held=trial.held, chosen=best, note=note)

@@ -1,0 +1,143 @@
+"""The strategies: every trial to its end; asynchronous halving; a population; suggestions from what was seen."""
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass, replace
+from itertools import takewhile
+
+from .history import History, Segment
+from .space import RANGES, Distribution, Point, stream
+
+
+@dataclass(frozen=True)
+class Whole:
+    """Every trial is trained to its end."""
+
+    points: Sequence[Point]
+    samples: int
+
+    def segments(self, history: History) -> list[Segment]:
+        """All that have no outcome."""
+        trials = enumerate(self.points)
+        return [Segment(n, self.samples, point) for n, point in trials if (n, self.samples) not in history]
+
+
+@dataclass(frozen=True)
+class Halving:
+    """Asynchronous successive halving (Li et al. 2018, ASHA) on the samples seen, its verdicts free of timing.
+
+    ASHA judges a trial against those that came to the rung before it. Here "before" is the trials' order, not the
+    clock's, in blocks of `reduction`: a block is judged when all of it has come, against all blocks up to it.
+    """
+
+    points: Sequence[Point]
+    rungs: Sequence[int]  # samples, ascending; the last is the end
+    reduction: float
+
+    def segments(self, history: History) -> list[Segment]:
+        """Trials that have not come to a rung that they may go to; early ones first, for all others wait for them."""
+        ready, reach, complete, start = [], list(range(len(self.points))), True, 0
+        for rung in self.rungs:
+            ready += [Segment(n, rung, self.points[n], start=start) for n in reach if (n, rung) not in history]
+            reach, complete = self._survivors(reach, complete, rung, history)
+            start = rung
+        return sorted(ready, key=lambda segment: segment.trial)
+
+    def _survivors(self, reach: list[int], complete: bool, rung: int, history: History) -> tuple[list[int], bool]:
+        """Those who go on, and whether they are all; `reach` come to the rung, and if `complete` nobody else."""
+        block = math.ceil(self.reduction)
+        known = list(takewhile(lambda trial: (trial, rung) in history, reach))
+        finished = complete and len(known) == len(reach)
+        decided = known if finished else known[: len(known) // block * block]
+        survivors = []
+        for begin in range(0, len(decided), block):
+            survivors += self._best_of(decided[: begin + block], begin, rung, history)
+        return survivors, finished
+
+    def _best_of(self, trials: list[int], begin: int, rung: int, history: History) -> list[int]:
+        """Those from position `begin` on that are among the best 1/reduction of all."""
+        ranked = sorted(trials, key=lambda trial: (history.score(trial, rung), trial))
+        best = set(ranked[: max(int(len(trials) / self.reduction), 1)])
+        return [trial for trial in trials[begin:] if trial in best and history.score(trial, rung) < math.inf]
+
+
+@dataclass(frozen=True)
+class Population:
+    """Population-based training (Jaderberg et al. 2017) in generations, on the samples seen.
+
+    After each the worst quarter goes on with the state and the changed settings of one of the best quarter.
+    """
+
+    points: Sequence[Point]
+    ends: Sequence[int]  # samples at the end of each generation
+    space: Mapping[str, Distribution]
+    seed: int
+
+    def segments(self, history: History) -> list[Segment]:
+        """What is missing of the first generation that is not over."""
+        generation = [Segment(n, self.ends[0], point) for n, point in enumerate(self.points)]
+        for end in (*self.ends[1:], None):
+            if missing := [one for one in generation if (one.trial, one.samples) not in history]:
+                return missing
+            if end is None or all(history.score(one.trial, one.samples) == math.inf for one in generation):
+                break
+            generation = self._next(generation, end, history)
+        return []
+
+    def _next(self, generation: list[Segment], end: int, history: History) -> list[Segment]:
+        """The generation that follows one that is over."""
+        ranked = sorted(generation, key=lambda one: (history.score(one.trial, one.samples), one.trial))
+        quarter = max(len(ranked) // 4, 1) if len(ranked) > 1 else 0
+        best, worst = ranked[:quarter], {one.trial for one in ranked[len(ranked) - quarter :]}
+        best = [one for one in best if history.score(one.trial, one.samples) < math.inf]
+        going = []
+        for one in generation:
+            later = replace(one, samples=end, start=one.samples, source=None)
+            if one.trial in worst or history.score(one.trial, one.samples) == math.inf:
+                random = stream(self.seed, "exploit", one.trial, one.samples)
+                chosen = random.choice(best)
+                point = perturbed(chosen.point, self.space, random)
+                later = replace(later, source=chosen.trial, point=point)
+            going.append(later)
+        return going
+
+
+def perturbed(point: Point, space: Mapping[str, Distribution], random) -> Point:
+    """Numbers times 1.2 or 0.8, everything drawn anew with a probability of 1/4 (Jaderberg et al., section 4)."""
+    changed = {}
+    for key, what in space.items():
+        anew = random.random() < 0.25
+        if what.kind == "grid":
+            changed[key] = point[key]
+        elif anew or what.kind not in RANGES:
+            changed[key] = what.draw(random) if anew else point[key]
+        else:
+            changed[key] = what.clipped(point[key] * random.choice((0.8, 1.2)))
+    return changed
+
+
+def rungs(first: int, reduction: float, samples: int, batch: int) -> list[int]:
+    """Samples of ASHA's rungs: from `first` on, each `reduction` times the one before, whole batches; then the end."""
+    found, position = [], float(max(first, batch))
+    while round(position / batch) * batch < samples:
+        found.append(round(position / batch) * batch)
+        position *= reduction
+    return [*dict.fromkeys(found), samples]
+
+
+def generations(interval: int, samples: int, batch: int) -> list[int]:
+    """Samples at the ends of a population's generations, whole batches."""
+    step = max(round(interval / batch), 1) * batch
+    return [*range(step, samples, step), samples]
+
+
+def expected_at(rungs: Sequence[int], reduction: float, trials: int) -> dict[int, int]:
+    """How many of ASHA's trials can be expected at each rung, when nothing is known of them."""
+    found, block = {}, math.ceil(reduction)
+    for rung in rungs:
+        found[rung] = trials
+        ends = [min(begin + block, trials) for begin in range(0, trials, block)]
+        # of a block, whose trials are no better than those before it, the part that is the best of all goes on
+        going = (max(int(end / reduction), 1) / end * ((end - 1) % block + 1) for end in ends)
+        trials = round(sum(going))
+    return found

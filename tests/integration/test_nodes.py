@@ -1,0 +1,96 @@
+"""python -m pytest tests/integration/test_nodes.py
+
+A run on two nodes, one of which is taken away: by its owner with notice, or at once.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import processes
+import pytest
+from safetensors.torch import load_file
+from small_run import REPOSITORY, SETTINGS, assert_equal_to_rounding
+from test_stopping import steps
+
+pytestmark = [pytest.mark.slow, pytest.mark.ray]
+DRIVER = """
+import sys
+from pathlib import Path
+import ray
+from nnce_dist.config.load import load
+from nnce_dist.on_ray.environment import session
+from nnce_dist.stages.folder import run_root
+from nnce_dist.stages.trials import payload
+import test_nodes, test_on_ray
+with session():
+    from nnce_dist.on_ray.train import run_on_workers
+    test_nodes.processes.wait_until(test_nodes.two_cpus, 60, "two nodes")
+    config = load(sys.argv[1:], Path("pipelines/presets"), "smoke")
+    job = payload(config, run_root(config), "teacher", "teacher") | {"directory": config.run.dir}
+    run_on_workers(test_nodes.run_and_tell, job, config.workers, run_root(config), test_on_ray.note_restart)
+"""
+
+
+def two_cpus():
+    """Whether two nodes of one CPU each are there; one that was drained has none to give, and is gone soon."""
+    import ray
+
+    return [node["Resources"].get("CPU", 0) for node in ray.nodes() if node["Alive"]] == [1, 1]
+
+
+def run_and_tell(payload, runtime):
+    """The job, slow on two workers; tells of every group how many workers it has and at which sample it begins."""
+    from nnce_dist.stages.jobs import run_job
+
+    told, ask = Path(payload["directory"]) / "groups", runtime.stop_signal
+
+    def slow_stop_signal():
+        time.sleep(0.2 * (runtime.world_size - 1))
+        return ask()
+
+    runtime.stop_signal = slow_stop_signal
+    if runtime.rank == 0:
+        with told.open("a") as file:
+            file.write(f"{runtime.world_size} ")
+    return run_job(payload, runtime)
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head with one CPU."""
+    with processes.ray_cluster(num_cpus=1) as cluster:
+        yield cluster
+
+
+def drain(cluster, node):
+    """Tells Ray that the node will be taken away in two minutes."""
+    cluster.drain(seconds=120)
+
+
+def lose(cluster, node):
+    """The node is gone."""
+    cluster.kill(node)
+
+
+@pytest.mark.parametrize("take", [drain, lose])
+def test_training_goes_on_with_the_nodes_that_stay(cluster, uninterrupted, tmp_path, take):
+    node = cluster.add_node(num_cpus=1)
+    words = [*SETTINGS, f"run.dir={tmp_path}", "workers.count=2", "workers.min=1"]
+    line = [sys.executable, "-c", DRIVER, *words]
+    driver = subprocess.Popen(line, cwd=REPOSITORY, env=os.environ | cluster.driver, stderr=subprocess.PIPE, text=True)
+    records = tmp_path / "smoke" / "teacher" / "metrics.jsonl"
+    processes.wait_until(lambda: driver.poll() is not None or steps(records) > 9, 200, "some steps on two nodes")
+    take(cluster, node)
+    _, said = driver.communicate(timeout=300)
+    if take is drain:
+        cluster.kill(node)  # as its owner does in the end
+    assert driver.returncode == 0, said
+    groups = (tmp_path / "groups").read_text().split()
+    assert (groups[0], groups[-1]) == ("2", "1")
+    told = tmp_path / "teacher-restarts"  # a notice is no failure
+    assert not told.exists() if take is drain else told.read_text().startswith(("worker_died", "connection_lost"))
+    weights = load_file(tmp_path / "smoke" / "teacher" / "weights.safetensors")
+    assert_equal_to_rounding(weights, uninterrupted)

@@ -1,0 +1,153 @@
+"""What `data.on_error` does about samples that cannot be read.  Run: pytest tests/unit/test_bad_samples.py"""
+
+import dataclasses
+import json
+import multiprocessing
+from concurrent.futures import ProcessPoolExecutor
+from itertools import islice
+
+import numpy as np
+import pytest
+import torch
+from shard_files import picture, write_tar
+
+from nnce_dist.config.checks import contradictions, tolerated
+from nnce_dist.config.schema import Config, Data
+from nnce_dist.data import counters, stream
+from nnce_dist.data.bad_samples import IN_A_ROW, BadDataError, BadSamples, DamagedShardError, read_skipped
+from nnce_dist.data.check import check
+from nnce_dist.data.index import ShardIndex, ShardSet
+from nnce_dist.data.stream import open_stream
+
+BAD = {3: b"", 4: b"\x89PNG\r\n\x1a\n garbage", 17: picture(17)[:-150], 39: picture(39, 20)}
+IN_PLACE = {3: 5, 4: 5, 17: 18, 39: 0}  # the next good one; after the last comes the first
+SMALL = Data(num_classes=5, image_size=16, loader_threads=0, flip=False, on_error="skip(4)")
+
+
+@pytest.fixture(scope="module")
+def shards(tmp_path_factory):
+    """40 samples in four shards, four of them bad; gives the pattern."""
+    folder = tmp_path_factory.mktemp("set")
+    for shard in range(4):
+        members = []
+        for n in range(10 * shard, 10 * shard + 10):
+            members += [(f"{n:06d}.png", BAD.get(n, picture(n))), (f"{n:06d}.cls", str(n % 5).encode())]
+        write_tar(folder / f"a-{shard}.tar", members)
+    return str(folder / "a-{0..3}.tar")
+
+
+@pytest.fixture
+def opened(shards, tmp_path):
+    return lambda **changes: open_stream(shards, dataclasses.replace(SMALL, **changes), tmp_path, train=True)
+
+
+def test_bad_samples_stop_by_default(shards, opened):
+    source = opened(on_error="fail")
+    with pytest.raises(ValueError, match=r"a-0.tar: sample '000003': not a readable JPEG or PNG") as caught:
+        source.raw()
+    assert type(caught.value) is ValueError
+    with pytest.raises(ValueError, match="'000003'"):
+        check(shards, dataclasses.replace(SMALL, on_error="fail"))
+    check(shards, SMALL)
+
+
+@pytest.mark.parametrize("memory", [10**9, 1000])
+def test_another_sample_with_its_own_label_takes_the_place(opened, monkeypatch, memory):
+    monkeypatch.setattr(stream, "MEMORY_BOUND", memory)
+    pixels, labels = opened().raw()
+    expected = [IN_PLACE.get(n, n) for n in range(40)]
+    good, _ = opened().raw([n for n in range(40) if n not in BAD])
+    places = {n: row for row, n in enumerate(n for n in range(40) if n not in BAD)}
+    assert torch.equal(pixels, good[[places[n] for n in expected]])
+    assert labels.tolist() == [n % 5 for n in expected]
+
+
+@pytest.mark.parametrize("world_size", [1, 2, 4])
+@pytest.mark.parametrize("threads", [0, 3])
+def test_the_same_samples_are_skipped_on_every_world_size(opened, tmp_path, caplog, world_size, threads):
+    whole = opened()
+    count = counters.since_now()
+    expected = [next_batch.x for next_batch in islice(whole.batches(7, 0, 8), 10)]
+    assert count()["skipped_samples"] == 2 * len(BAD)  # in two epochs
+    (tmp_path / "skipped.jsonl").unlink()
+    caplog.clear()
+    ranks = [
+        list(islice(opened(loader_threads=threads).batches(7, 0, 8, rank, world_size), 10))
+        for rank in range(world_size)
+    ]
+    for step, batch in enumerate(expected):
+        assert torch.equal(batch, torch.cat([rank[step].x for rank in ranks]))
+    skipped = read_skipped(tmp_path / "skipped.jsonl")
+    assert sorted(one["key"] for one in skipped) == ["000003", "000004", "000017", "000039"]
+    assert all(one["shard"].endswith(f"a-{int(one['key']) // 10}.tar") for one in skipped)
+    told = [record.message for record in caplog.records]
+    assert len(told) == 4 and sum("a-3.tar: sample '000039': the picture is 20x20" in line for line in told) == 1
+
+
+def test_beyond_the_limit_it_ends_and_stays_ended(opened, tmp_path):
+    for _ in range(2):  # the second time is a run that is started again
+        with pytest.raises(
+            BadDataError, match=r"4 samples cannot be read, more than data.on_error=skip\(3\)"
+        ) as caught:
+            opened(on_error="skip(3)").raw()
+        assert "\n" not in str(caught.value) and str(tmp_path / "skipped.jsonl") in str(caught.value)
+
+
+def test_too_many_in_a_row_end_it_whatever_the_limit(shards, tmp_path):
+    wrong_size = dataclasses.replace(SMALL, image_size=32, on_error="skip(1000)")
+    with pytest.raises(BadDataError, match="so many in a row are no accident"):
+        open_stream(shards, wrong_size, tmp_path, train=True).raw([0])
+    assert len(read_skipped(tmp_path / "skipped.jsonl")) == IN_A_ROW
+
+
+def index_of(num_samples):
+    spans, keys = np.zeros((num_samples, 1, 2), np.int64), np.array([b"%d" % n for n in range(num_samples)])
+    return ShardIndex(keys, ("png",), spans, spans[:, 0, 0], spans[:, 0, 0], "", 1, 1)
+
+
+def test_a_damaged_shard_is_replaced_by_the_next_sample_for_sample(tmp_path):
+    shards = ShardSet(["a", "b", "c"], [index_of(5), index_of(3), index_of(4)], None)
+    asked = []
+
+    def read(sample):
+        asked.append(sample)
+        if 5 <= sample < 8:
+            raise DamagedShardError("b: not the bytes that were indexed")
+        return f"sample {sample}"
+
+    bad = BadSamples(shards, "skip(3)", tmp_path / "skipped.jsonl")
+    assert [bad.readable(n, read)[0] for n in range(12)] == [0, 1, 2, 3, 4, 8, 9, 10, 8, 9, 10, 11]
+    assert bad.readable(5, read) == (8, "sample 8") and asked.count(5) == 1
+    line = {"shard": "b", "key": None, "samples": 3, "reason": "b: not the bytes that were indexed"}
+    assert [json.loads(text) for text in (tmp_path / "skipped.jsonl").read_text().splitlines()] == [line]
+    with pytest.raises(BadDataError, match=r"3 samples .*skip\(2\)"):
+        BadSamples(shards, "skip(2)", tmp_path / "other.jsonl").readable(5, read)
+
+
+@pytest.mark.parametrize("words", ["skip", "skip()", "skip(0)", "skip(-1)", "Fail", "skip(3) "])
+def test_other_words_are_refused(words):
+    config = Config()
+    config.data.on_error = words
+    assert [line for line in contradictions(config) if "data.on_error" in line]
+
+
+def test_what_is_tolerated():
+    assert (tolerated("fail"), tolerated("skip(12)")) == (0, 12)
+
+
+def test_processes_share_one_list(shards, tmp_path):
+    with ProcessPoolExecutor(4, mp_context=multiprocessing.get_context("fork")) as pool:
+        ends = [pool.submit(_read_all, shards, tmp_path, limit) for limit in (4, 4, 4, 3)]
+        errors = [type(end.exception(timeout=60)) for end in ends]
+    assert errors == [type(None)] * 3 + [BadDataError]
+    assert sorted(one["key"] for one in read_skipped(tmp_path / "skipped.jsonl")) == [
+        "000003",
+        "000004",
+        "000017",
+        "000039",
+    ]
+
+
+def _read_all(shards, folder, limit):
+    data = dataclasses.replace(SMALL, on_error=f"skip({limit})")
+    open_stream(shards, data, folder, train=True).raw()

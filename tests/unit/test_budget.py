@@ -1,0 +1,156 @@
+"""python -m pytest tests/unit/test_budget.py
+
+`sweep.checkpoint_bytes`: the checkpoints of all trials together stay inside it, at every moment.
+"""
+
+import os
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from nnce_dist.config.load import load
+from nnce_dist.stages import preflight, search
+from nnce_dist.stages.budget import Shares, shares, within
+from nnce_dist.stages.estimate import Estimate
+from nnce_dist.stages.folder import run_root
+from nnce_dist.stages.launch import LocalLauncher
+from nnce_dist.stages.sweep_plan import budget as budget_rows
+from nnce_dist.training import checkpoint
+
+REPOSITORY = Path(__file__).parents[2]
+M = "sweep.space.objective.noise_magnitude=loguniform(1,1e4)"
+SAVING = [
+    "density_ratio.training.samples=64",
+    "density_ratio.training.checkpoint_every=16",
+    "density_ratio.training.keep_last=3",
+]
+
+
+def words(folder: Path, strategy: str, *more: str) -> list[str]:
+    sweep = [f"sweep.strategy={strategy}", "sweep.trials=4", "sweep.seeds=[]", "sweep.per_process=1", M]
+    network = ["density_ratio.network=mlp", "density_ratio.width=32"]
+    return [f"run.dir={folder}", *sweep, *network, *SAVING, *more]
+
+
+def configured(folder: Path, strategy: str, *more: str):
+    return load(words(folder, strategy, *more), REPOSITORY / "pipelines" / "presets", "density-ratio-smoke")
+
+
+def held(root: Path) -> int:
+    """Bytes of all checkpoints below a folder, half-written ones too; what goes meanwhile is not there."""
+    total = 0
+    for folder, _, files in os.walk(root):
+        for name in files if "/checkpoints/" in folder else ():
+            with suppress(FileNotFoundError):
+                total += os.stat(os.path.join(folder, name)).st_size
+    return total
+
+
+def most_held(config, monkeypatch) -> int:
+    """Bytes of the checkpoints of a whole sweep in this process, at the moment when they are most."""
+    root, sizes, write = run_root(config), [], checkpoint.write
+
+    def watched(*arguments):
+        path = write(*arguments)
+        sizes.append(held(root))  # before any older one is removed
+        return path
+
+    monkeypatch.setattr(checkpoint, "write", watched)
+    root.mkdir(parents=True)
+    results = search.run(config, root, LocalLauncher(config, 0, None), None, lambda line: None)
+    assert not any("error" in result for result in results)
+    return max(sizes)
+
+
+@pytest.mark.parametrize("strategy", ["random", "asha", pytest.param("pbt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("slots", [6, pytest.param(14, marks=pytest.mark.slow)])
+def test_checkpoints_stay_inside_the_budget_at_every_moment(strategy, slots, tmp_path, monkeypatch):
+    one = Estimate.of(configured(tmp_path, strategy)).checkpoint_bytes
+    budget = one * slots // (3 if strategy == "random" else 1)
+    config = configured(tmp_path, strategy, f"sweep.checkpoint_bytes={budget}")
+    assert 0 < most_held(within(config), monkeypatch) <= budget
+    ended = list(tmp_path.rglob("result.json"))
+    assert ended and not any((path.parent / "checkpoints").exists() for path in ended)
+    assert all((path.parent / "weights.safetensors").exists() for path in ended)
+
+
+def test_without_a_budget_the_same_sweep_takes_more(tmp_path, monkeypatch):
+    config = configured(tmp_path, "random")
+    assert within(config) == config
+    assert most_held(config, monkeypatch) > 6 * Estimate.of(config).checkpoint_bytes
+
+
+def test_packs_stay_inside_the_budget_too(tmp_path, monkeypatch):
+    packed = ("sweep.per_process=2", "density_ratio.training.keep_last=2")
+    one = Estimate.of(configured(tmp_path, "random")).checkpoint_bytes
+    config = configured(tmp_path, "random", *packed, f"sweep.checkpoint_bytes={4 * one}")
+    assert 0 < most_held(within(config), monkeypatch) <= 4 * one
+    assert not held(tmp_path)
+
+
+@dataclass
+class Paper:
+    """An estimate with round numbers."""
+
+    config: object
+    trials: int
+    checkpoint_bytes: int = 100
+
+    @property
+    def training(self):
+        return self.config.density_ratio.training
+
+
+@pytest.mark.parametrize(
+    ("strategy", "trials", "budget", "expected"),
+    [
+        ("random", 50, 20_000, Shares(kept=3, jobs=50)),  # all that each wants, for all at a time
+        ("random", 50, 800, Shares(kept=1, jobs=4)),
+        ("random", 50, 200, Shares(kept=1, jobs=1)),
+        ("asha", 50, 20_000, Shares(kept=3, jobs=50)),
+        ("asha", 50, 15_000, Shares(kept=2, jobs=50)),
+        ("pbt", 50, 5_400, Shares(kept=1, jobs=4)),
+        ("tpe", 50, 800, Shares(kept=1, jobs=4)),
+        ("asha", 50, 5_000, None),  # each keeps one, and none could write
+        ("random", 50, 199, None),
+    ],
+)
+def test_a_small_budget_takes_older_checkpoints_first_and_then_jobs_at_a_time(
+    strategy, trials, budget, expected, tmp_path
+):
+    estimate = Paper(configured(tmp_path, strategy, f"sweep.checkpoint_bytes={budget}"), trials)
+    if expected:
+        assert shares(estimate) == expected
+        assert (
+            f"{expected.kept} of each trial, and {expected.jobs} job(s)" in dict(budget_rows(estimate))["sweep budget"]
+        )
+    else:
+        with pytest.raises(ValueError, match=r"50 trials need at least (5100 \(51|200 \(2) checkpoints of 100 bytes"):
+            shares(estimate)
+
+
+def test_a_budget_that_is_too_small_is_refused_before_anything_starts(tmp_path):
+    with pytest.raises(ValueError, match="sweep.checkpoint_bytes=1000: 4 trials need at least"):
+        preflight.check(configured(tmp_path, "asha", "sweep.checkpoint_bytes=1000"))
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.slow
+@pytest.mark.ray
+def test_trials_of_several_processes_stay_inside_the_budget(tmp_path):
+    budget = 3 * Estimate.of(configured(tmp_path, "random")).checkpoint_bytes
+    command = [sys.executable, "pipelines/density_ratio.py", "preset=density-ratio-smoke"]
+    long = ["density_ratio.training.samples=1600", f"sweep.checkpoint_bytes={budget}"]
+    environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    sizes = []
+    with subprocess.Popen([*command, *words(tmp_path, "random", *long)], cwd=REPOSITORY, env=environment) as job:
+        while job.poll() is None:
+            sizes.append(held(tmp_path))
+            time.sleep(0.002)
+    assert job.returncode == 0 and 0 < max(sizes) <= budget
+    assert len(list(tmp_path.rglob("result.json"))) == 4 and not held(tmp_path)

@@ -1,0 +1,159 @@
+"""The bounded cache of shards, used by several processes, killed and damaged.  Run: pytest tests/unit/test_cache.py"""
+
+import dataclasses
+import gzip
+import multiprocessing
+import os
+import re
+import signal
+import time
+from itertools import islice
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from shard_files import write_shards
+
+from nnce_dist.config.schema import S3, Data
+from nnce_dist.data.cache import ShardCache
+from nnce_dist.data.files import FileStore
+from nnce_dist.data.room import NoRoomError
+from nnce_dist.data.shelf import OpenFile
+from nnce_dist.data.store import expand
+from nnce_dist.data.stream import open_stream
+
+SMALL = Data(num_classes=5, image_size=16, loader_threads=0)
+FORK = multiprocessing.get_context("fork")
+
+
+@pytest.fixture(scope="module")
+def compressed(tmp_path_factory):
+    """40 shards of 8 pictures as .tar.gz, which are read from copies; gives pattern and bytes of a plain shard."""
+    folder = tmp_path_factory.mktemp("set")
+    pattern = write_shards(folder, [8] * 40)
+    size = max(Path(url).stat().st_size for url in expand(pattern))
+    for url in expand(pattern):
+        Path(url + ".gz").write_bytes(gzip.compress(Path(url).read_bytes(), 1))
+    return pattern + ".gz", size
+
+
+def held(path, cache):
+    blob, _ = FileStore().peek(str(path), 1)
+    size = len(gzip.decompress(Path(path).read_bytes()))
+    return OpenFile(cache.hold(blob, size)), cache.copy_path(blob, size)
+
+
+def test_the_longest_unused_copy_goes_first_and_a_held_one_never(compressed, tmp_path):
+    pattern, size = compressed
+    cache, shards = ShardCache(tmp_path, FileStore(), deadline=0.3, max_bytes=3 * size), expand(pattern)
+    first, first_path = held(shards[0], cache)
+    second, second_path = held(shards[1], cache)
+    third, third_path = held(shards[2], cache)
+    with pytest.raises(NoRoomError, match=f"{size} more than data.cache_bytes={3 * size} are in use; raise it, or run"):
+        held(shards[3], cache)
+    del second, third
+    held(shards[1], cache)  # used again, so the third is the one that was unused for longest
+    fourth, _ = held(shards[3], cache)
+    assert first_path.exists() and second_path.exists() and not third_path.exists()
+    assert os.pread(first.descriptor, size, 0) == gzip.decompress(Path(shards[0]).read_bytes())
+
+
+def _consume(pattern, folder, size, seed, results):
+    data = dataclasses.replace(SMALL, cache_bytes=30 * size, shuffle_bytes=4 * size, s3=S3(timeout=10))
+    batches = islice(open_stream(pattern, data, folder, train=True).batches(seed, 0, 4), 80)
+    results.put([batch.x.double().sum().item() for batch in batches])
+
+
+def test_processes_share_one_bounded_folder(compressed, tmp_path):
+    """Three readers of one order through one epoch; a fourth process counts the bytes all the time."""
+    pattern, size = compressed
+    results = FORK.Queue()
+    readers = [FORK.Process(target=_consume, args=(pattern, tmp_path, size, 3, results)) for _ in range(3)]
+    for reader in readers:
+        reader.start()
+    most, sums = 0, []
+    while len(sums) < 3:
+        most = max(most, sum(_size(path) for path in tmp_path.glob("*.tar*")))
+        if not results.empty():
+            sums.append(results.get())
+        assert any(reader.is_alive() for reader in readers) or not results.empty() or len(sums) == 3
+    for reader in readers:
+        reader.join(10)
+    assert 12 * size <= most <= 30 * size and sums[0] == sums[1] == sums[2]
+    expected = open_stream(pattern, dataclasses.replace(SMALL, shuffle_bytes=4 * size), tmp_path / "all", train=True)
+    assert sums[0] == [batch.x.double().sum().item() for batch in islice(expected.batches(3, 0, 4), 80)]
+
+
+def _size(path):
+    try:
+        return path.stat().st_size
+    except FileNotFoundError:
+        return 0
+
+
+def _stall(path, folder, size, begun):
+    class Stalling(FileStore):
+        def fetch(self, blob, file):
+            file.write(b"half")
+            file.flush()
+            begun.set()
+            time.sleep(60)
+
+    blob, _ = FileStore().peek(str(path), 1)
+    ShardCache(folder, Stalling(), deadline=60, max_bytes=2 * size).hold(dataclasses.replace(blob, url=str(path)), size)
+
+
+def test_what_a_killed_process_left_is_taken_over_or_removed(compressed, tmp_path):
+    pattern, size = compressed
+    shards, begun = expand(pattern), FORK.Event()
+    victim = FORK.Process(target=_stall, args=(shards[0], tmp_path, size, begun))
+    victim.start()
+    assert begun.wait(20)
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join(10)
+    left = list(tmp_path.glob("*.tmp"))
+    assert len(left) == 1
+    cache = ShardCache(tmp_path, FileStore(), deadline=5, max_bytes=2 * size)
+    one, _ = held(shards[1], cache)
+    two, _ = held(shards[2], cache)  # needs the room of what was left
+    assert not left[0].exists() and len(list(tmp_path.glob("*.tar"))) == 2
+    del one
+    _, path = held(shards[0], cache)
+    assert path.read_bytes() == gzip.decompress(Path(shards[0]).read_bytes())
+
+
+def test_a_damaged_copy_is_made_again_and_damage_at_the_source_is_named(compressed, tmp_path):
+    pattern, _ = compressed
+    source = open_stream(pattern, SMALL, tmp_path, train=False)
+    pixels, _ = source.raw(range(16))
+    for path in tmp_path.glob("*.tar"):
+        content = np.frombuffer(path.read_bytes(), np.uint8).copy()
+        content[600:900] ^= 255
+        path.write_bytes(content.tobytes())
+    again, _ = open_stream(pattern, SMALL, tmp_path, train=False).raw(range(16))
+    assert torch.equal(again, pixels)
+    plain = write_shards(tmp_path / "plain", [8])
+    source = open_stream(plain, SMALL, tmp_path, train=False)
+    with open(expand(plain)[0], "r+b") as file:
+        file.seek(900)
+        file.write(b"flip")
+    with pytest.raises(ValueError, match="sample '000000': its bytes are not those that were indexed; copy the shard"):
+        source.raw([0])
+
+
+def test_a_long_wait_for_the_first_batch_is_told_with_what_bounds_it(compressed, tmp_path, caplog, monkeypatch):
+    pattern, size = compressed
+    monkeypatch.setattr("nnce_dist.data.stream._MUCH", 12 * size)
+
+    def told(folder, **settings):
+        caplog.clear()
+        source = open_stream(pattern, dataclasses.replace(SMALL, **settings), tmp_path / folder, train=True)
+        next(source.batches(3, 0, 64))
+        return [record.getMessage() for record in caplog.records if "the first batch" in record.getMessage()]
+
+    (line,) = told("one")
+    shards = int(re.search(r"drawn from (\d+) of 40 shards", line)[1])
+    assert 25 < shards <= 40 and "data.shuffle_bytes bounds that" in line
+    assert told("one") == []  # their copies are there
+    assert told("two", shuffle_bytes=8 * size) == []  # eight shards or so
