@@ -59,7 +59,7 @@ def sweep(trials: int, per_process: int, samples: int) -> Found:
         start = time.perf_counter()
         with open(f"{folder}/said", "w") as said:
             driver = subprocess.Popen(
-                line, cwd=REPOSITORY, env=os.environ | settings, stdout=said, stderr=subprocess.STDOUT
+                line, cwd=REPOSITORY, env=processes.outside() | settings, stdout=said, stderr=subprocess.STDOUT
             )
             memory = watch(driver, settings[processes.MARK], Path(folder), trials)
         seconds = time.perf_counter() - start

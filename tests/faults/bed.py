@@ -128,7 +128,7 @@ class Bed:
         if threading.current_thread() is threading.main_thread():
             signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))  # through all that clears up
         self._ended.callback(shutil.rmtree, self.folder, ignore_errors=True)
-        self.environment = os.environ | self._ended.enter_context(processes.ray_environment())
+        self.environment = processes.outside() | self._ended.enter_context(processes.ray_environment())
         self._ended.callback(self.kill_all)
         for name in ("RAY_ADDRESS", "AWS_PROFILE", "AWS_SESSION_TOKEN", "AWS_ENDPOINT_URL", "NNCE_FAULT"):
             self.environment.pop(name, None)

@@ -17,6 +17,11 @@ MARK = "NNCE_TEST_MARK"
 HERE = Path(__file__).parent
 
 
+def outside() -> dict[str, str]:
+    """The environment as a person's shell has it: without what `nnce_dist.on_ray` sets where it is imported."""
+    return {name: value for name, value in os.environ.items() if not name.startswith(("RAY_", "TUNE_"))}
+
+
 @contextmanager
 def ray_environment() -> Iterator[dict[str, str]]:
     """An environment for a Ray of its own: its files, token and mark; the folder is gone afterwards."""
@@ -79,7 +84,7 @@ class Cluster:
     def drain(self, seconds: int) -> None:
         """Tells Ray that the node beside the head will be taken away in so many seconds."""
         command = [sys.executable, "-c", DRAIN, self._address, str(seconds)]
-        done = subprocess.run(command, env=os.environ | self.driver, capture_output=True, text=True, timeout=60)
+        done = subprocess.run(command, env=outside() | self.driver, capture_output=True, text=True, timeout=60)
         if done.stdout.strip() != "(True, '')":
             raise RuntimeError(f"the node is not drained: {done.stdout} {done.stderr}")
 
@@ -89,7 +94,7 @@ class Cluster:
         options += [f"--object-store-memory={100 * 2**20}"]
         for _ in range(3):  # Ray gives a node 30 s to start, which a busy machine may exceed
             mark = uuid.uuid4().hex
-            environment = os.environ | self._settings | settings | {MARK: mark}
+            environment = outside() | self._settings | settings | {MARK: mark}
             self._nodes[mark] = subprocess.Popen(
                 [*RAY, "start", *words, *options], env=environment, stdout=subprocess.PIPE, text=True
             )

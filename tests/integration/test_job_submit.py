@@ -1,7 +1,6 @@
 """python -m pytest tests/integration/test_job_submit.py"""
 
 import json
-import os
 import re
 import shutil
 import subprocess
@@ -38,7 +37,7 @@ def head():
 def ray_job(settings, *words, timeout=300):
     """`ray job ...` as a person types it; the completed process with its output."""
     line = [*processes.RAY, "job", *words]
-    return subprocess.run(line, env=os.environ | settings, capture_output=True, text=True, timeout=timeout)
+    return subprocess.run(line, env=processes.outside() | settings, capture_output=True, text=True, timeout=timeout)
 
 
 def submit(settings, directory, *command, timeout=300):

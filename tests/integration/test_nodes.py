@@ -3,7 +3,6 @@
 A run on two nodes, one of which is taken away: by its owner with notice, or at once.
 """
 
-import os
 import subprocess
 import sys
 import time
@@ -80,7 +79,9 @@ def test_training_goes_on_with_the_nodes_that_stay(cluster, uninterrupted, tmp_p
     node = cluster.add_node(num_cpus=1)
     words = [*SETTINGS, f"run.dir={tmp_path}", "workers.count=2", "workers.min=1"]
     line = [sys.executable, "-c", DRIVER, *words]
-    driver = subprocess.Popen(line, cwd=REPOSITORY, env=os.environ | cluster.driver, stderr=subprocess.PIPE, text=True)
+    driver = subprocess.Popen(
+        line, cwd=REPOSITORY, env=processes.outside() | cluster.driver, stderr=subprocess.PIPE, text=True
+    )
     records = tmp_path / "smoke" / "teacher" / "metrics.jsonl"
     processes.wait_until(lambda: driver.poll() is not None or steps(records) > 9, 200, "some steps on two nodes")
     take(cluster, node)

@@ -220,7 +220,7 @@ def test_a_lack_of_host_memory_is_named_as_such(tmp_path):
     command = [sys.executable, "-c", SWEEP_WITHOUT_MEMORY, str(tmp_path)]
     with processes.ray_environment() as settings:
         settings["RAY_memory_usage_threshold"] = "0.001"  # Ray's monitor finds every machine above it
-        done = subprocess.run(command, env=os.environ | settings, capture_output=True, text=True, timeout=150)
+        done = subprocess.run(command, env=processes.outside() | settings, capture_output=True, text=True, timeout=150)
     said = done.stdout + done.stderr
     assert "the machine ran out of memory and Ray ended this process; use fewer workers per machine" in said
     assert restarts({"name": "a", "directory": str(tmp_path)})[0][0] == "host_memory"
@@ -248,7 +248,7 @@ def test_a_signal_ends_the_driver_and_everything_it_started(tmp_path):
     mark = tmp_path / "mark"
     with processes.ray_environment() as settings:
         command = [sys.executable, "-c", SWEEP_THAT_NEVER_ENDS, str(mark), str(tmp_path)]
-        driver = subprocess.Popen(command, env=os.environ | settings, stderr=subprocess.PIPE, text=True)
+        driver = subprocess.Popen(command, env=processes.outside() | settings, stderr=subprocess.PIPE, text=True)
         processes.wait_until(lambda: mark.exists() or driver.poll() is not None, 120, "the trial's start")
         driver.send_signal(signal.SIGTERM)
         _, said = driver.communicate(timeout=30)

@@ -36,7 +36,7 @@ def start(folder: Path, settings: dict[str, str], *words: str) -> subprocess.Pop
     """The sweep, started; what it says goes to a file."""
     folder.mkdir(exist_ok=True)
     with open(folder / "said", "a") as said:
-        environment = os.environ | {"OMP_NUM_THREADS": "1"} | settings
+        environment = processes.outside() | {"OMP_NUM_THREADS": "1"} | settings
         line = [*LINE, f"run.dir={folder}", *words]
         return subprocess.Popen(line, cwd=REPOSITORY, env=environment, stdout=said, stderr=subprocess.STDOUT)
 

@@ -4,7 +4,6 @@ A run on Ray that is told to stop saves, leaves with 128 + the signal's number, 
 leaves no process behind and goes on from its newest checkpoint.
 """
 
-import os
 import re
 import signal
 import subprocess
@@ -30,7 +29,9 @@ def interrupt(directory, number, *words):
     records = directory / "smoke" / "teacher" / FILE_NAME
     line = [sys.executable, "pipelines/imagenet64.py", *SETTINGS, f"run.dir={directory}", *words]
     with processes.ray_environment() as settings:
-        driver = subprocess.Popen(line, cwd=REPOSITORY, env=os.environ | settings, stderr=subprocess.PIPE, text=True)
+        driver = subprocess.Popen(
+            line, cwd=REPOSITORY, env=processes.outside() | settings, stderr=subprocess.PIPE, text=True
+        )
         processes.wait_until(lambda: driver.poll() is not None or steps(records) > 5, 180, "the first steps")
         driver.send_signal(number)
         _, said = driver.communicate(timeout=60)
