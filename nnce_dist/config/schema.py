@@ -283,19 +283,17 @@ class Sweep:
     held: bool = True  # also the small M with gamma*(M+1)/M held fixed
     zero_energy: bool = True  # also the control with the energy's weight at 0
     concurrent: int = ranged(0, 0)  # trials at a time; 0: as many as fit
-    per_process: int = ranged(1, 1, 4096)  # trials that share a process: stacked where their task allows, or in turns
+    # Trials that share a process, stacked where their task allows, or in turns; with asha, pbt and tpe it is always 1:
+    per_process: int = ranged(1, 1, 4096)
     # sweep.space.<setting>=grid(1,10), choice(a,b), uniform(0,1), loguniform(1,1e4) or integer(2,10) (sweep/space.py):
     space: dict[str, str] = field(default_factory=dict)  # in place of the magnitudes and controls above
     strategy: str = ranged("grid", choices=("grid", "random", "asha", "pbt", "tpe"))  # sweep/strategies.py
     trials: int = ranged(0, 0)  # draws of what is no grid; pbt: the population
     metric: str = "selection"  # what trials are judged by: the report's selection figure, or one of metrics.jsonl
     mode: str = ranged("min", choices=("min", "max"))  # which value of it is good
-    interval: int = ranged(
-        0, 0
-    )  # asha: samples of the first rung, pbt: of a generation; 0: a sixteenth of the training
-    reduction: float = ranged(
-        4.0, 2
-    )  # asha: of the trials at a rung one in so many goes on, to so many times the samples
+    interval: int = ranged(0, 0)  # asha: samples of the first rung, pbt: of a generation; 0: a 16th of the training
+    # asha: of the trials at a rung one in so many goes on, to so many times the samples:
+    reduction: float = ranged(4.0, 2)
     batch: int = ranged(4, 1)  # tpe: trials suggested at a time
     price_per_hour: float = ranged(0.0, 0)  # of one worker, for the plan
     # budget for the checkpoints of all trials together: each keeps fewer, fewer run at a time, ended ones keep none

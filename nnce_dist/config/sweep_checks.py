@@ -42,6 +42,12 @@ def num_trials(config: Config) -> int:
     return len(points(space(config), draws(config), config.run.seed))
 
 
+def per_process(config: Config) -> int:
+    """How many trials share a process: those of a pack are trained to their ends, which leaves nothing to decide."""
+    adaptive = config.sweep.space and config.sweep.strategy in ADAPTIVE
+    return 1 if adaptive else config.sweep.per_process
+
+
 def draws(config: Config) -> int:
     """How often what is no grid is drawn."""
     return 1 if config.sweep.strategy == "grid" else config.sweep.trials
@@ -84,8 +90,6 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"{key}: there are only grids, and nothing to draw; use sweep.strategy=grid"
     if sweep.strategy == "tpe" and grids:
         yield f"{key}: suggests values of choice(...) and of ranges, not of grids such as {grids[0]}"
-    if sweep.strategy in ADAPTIVE and sweep.per_process > 1:
-        yield f"{key}: trials of a pack are trained to their ends; set sweep.per_process=1, or use grid or random"
     if sweep.strategy == "pbt" and sweep.trials == 1 and not grids:
         yield f"{key}: a population of one learns from nobody; set sweep.trials, for example sweep.trials=8"
     if sweep.strategy == "pbt" and config.run.mirror:

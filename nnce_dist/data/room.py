@@ -7,8 +7,8 @@ there. Holding is a shared lock on the open file, which ends with the process.
 import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from .locks import lock, try_lock
@@ -42,7 +42,7 @@ def make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
     """
     if not max_bytes:
         return
-    with _alone(folder):
+    with alone(folder):
         copies = sorted(_copies(folder), key=lambda copy: copy[1].st_mtime_ns)
         excess = sum(int(_COPY.fullmatch(path.name)[1]) for path, _ in copies) - max_bytes
         for path, _ in copies:
@@ -57,13 +57,18 @@ def make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
         )
 
 
-def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
-    for entry in os.scandir(folder):
+def _copies(folder: Path) -> Iterable[tuple[Path, os.stat_result]]:
+    """One that gets its final name meanwhile can escape one look at the folder, but not two."""
+    found = {}
+    for entry in (*os.scandir(folder), *os.scandir(folder)):
         if _COPY.fullmatch(entry.name):
-            try:
-                yield Path(entry.path), entry.stat()
-            except FileNotFoundError:  # finished, or given up, meanwhile
-                continue
+            with suppress(FileNotFoundError):  # finished, or given up, meanwhile
+                found[_final(entry)] = Path(entry.path), entry.stat()
+    return found.values()
+
+
+def _final(path: os.PathLike) -> str:
+    return os.fspath(path).removesuffix(".tmp")
 
 
 def _remove(path: Path) -> bool:
@@ -71,7 +76,7 @@ def _remove(path: Path) -> bool:
     try:
         file = os.open(path, os.O_RDWR)
     except FileNotFoundError:
-        return True
+        return not os.path.exists(_final(path))  # or else it was finished meanwhile
     try:
         if not try_lock(file, fcntl.LOCK_EX):
             return False
@@ -82,7 +87,7 @@ def _remove(path: Path) -> bool:
 
 
 @contextmanager
-def _alone(folder: Path) -> Iterator[None]:
+def alone(folder: Path) -> Iterator[None]:
     """One process at a time; what is done here takes milliseconds."""
     with open(folder / ".room", "ab") as file:
         lock(file, folder / ".room", deadline=60.0)

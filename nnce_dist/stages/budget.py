@@ -8,6 +8,7 @@ from dataclasses import dataclass
 
 from ..config.load import with_settings
 from ..config.schema import Config
+from ..config.sweep_checks import per_process
 from . import rehearsal
 from .estimate import Estimate
 from .units import in_units
@@ -27,7 +28,7 @@ def shares(estimate: Estimate) -> Shares:
     """Of the budget. Raises ValueError if it is too small for a single job at a time."""
     config, training, one = estimate.config, estimate.training, estimate.checkpoint_bytes
     slots, wanted = config.sweep.checkpoint_bytes // one, training.keep_last + bool(training.keep_best)
-    together = min(config.sweep.per_process, estimate.trials)
+    together = min(per_process(config), estimate.trials)
     waiting = estimate.trials if config.sweep.space and config.sweep.strategy in WAITING else 0
     if waiting:
         kept = min(max(slots // waiting - 1, 1), wanted)
@@ -49,7 +50,7 @@ def within(config: Config) -> Config:
     if not estimate:
         return config
     share, training, sweep = shares(estimate), estimate.training, config.sweep
-    together = min(sweep.per_process, estimate.trials) if rehearsal.stacks(estimate.kinds[0], estimate.stage) else 1
+    together = min(per_process(config), estimate.trials) if rehearsal.stacks(estimate.kinds[0], estimate.stage) else 1
     keep = share.kept * estimate.checkpoint_bytes * together
     return with_settings(
         config,

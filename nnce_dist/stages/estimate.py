@@ -10,7 +10,7 @@ from functools import cached_property
 
 from ..config.load import ConfigError, with_settings
 from ..config.schema import Config, Training
-from ..config.sweep_checks import trials_stage
+from ..config.sweep_checks import per_process, trials_stage
 from ..metrics.jsonl import FILE_NAME, read
 from ..sweep.strategies import expected_at
 from ..training.mirror import FOLDER
@@ -97,7 +97,7 @@ class Estimate:
         seconds = [record["step_seconds"] for path in files for record in read(path) if "step_seconds" in record]
         if not seconds:
             return None
-        together = self.trials / math.ceil(self.trials / self.config.sweep.per_process)  # a pack's step is one of each
+        together = self.trials / math.ceil(self.trials / per_process(self.config))  # a pack's step is one of each
         how = f"the median of {len(seconds):,} records of this run"
         return Step(statistics.median(seconds) / together, how, measured=False)
 

@@ -6,7 +6,7 @@ from pathlib import Path
 
 from ..config.load import with_settings
 from ..config.schema import Config, Training
-from ..config.sweep_checks import ADAPTIVE, draws, space, swept_stage
+from ..config.sweep_checks import ADAPTIVE, draws, per_process, space, swept_stage
 from ..sweep import strategies
 from ..sweep.history import History, Outcome, Segment, Strategy
 from ..sweep.space import Point, points
@@ -88,7 +88,7 @@ def run(config: Config, root: Path, jobs: Launcher, mirror: RunMirror | None, sa
 def _whole(config: Config, root: Path, jobs: Launcher) -> list[dict]:
     found = trial_points(config)
     payloads = [trial_payload(config, root, trial, point) for trial, point in enumerate(found)]
-    results, metric = run_packed(jobs, payloads, config.sweep.per_process), config.sweep.metric
+    results, metric = run_packed(jobs, payloads, per_process(config)), config.sweep.metric
     for trial, (point, result) in enumerate(zip(found, results, strict=True)):
         value = None if "error" in result else result.get(SELECTION)
         if metric != SELECTION and "error" not in result:

@@ -2,6 +2,7 @@
 
 from collections.abc import Callable
 
+from ..config.sweep_checks import per_process
 from .budget import shares
 from .estimate import Estimate
 from .units import device_time, duration, in_units, money
@@ -48,7 +49,7 @@ def _time(estimate: Estimate) -> str:
         return step.how
     hours = _both(estimate, lambda n: device_time(estimate.hours(n)))
     first = f"; a trial of the first of {kinds:,} kinds" if kinds > 1 and step.measured else ""
-    packs = "; trials that share a process take less" if estimate.config.sweep.per_process > 1 and step.measured else ""
+    packs = "; trials that share a process take less" if per_process(estimate.config) > 1 and step.measured else ""
     return f"{hours} of training; {duration(step.seconds)} a step, {step.how}{first}{packs}"
 
 

@@ -26,6 +26,7 @@ from nnce_dist.data import counters
 from nnce_dist.data.check import check
 from nnce_dist.data.images import encode_png
 from nnce_dist.data.pack import pack
+from nnce_dist.data.room import alone
 from nnce_dist.data.source import Source, labelled
 from nnce_dist.data.store import open_store
 from nnce_dist.data.stream import open_stream
@@ -55,14 +56,20 @@ def local(tmp_path_factory):
 
 
 @pytest.fixture(scope="module")
-def store(local, s3_port):
-    """The same shards in a bucket of a real HTTP server, behind the proxy that can fail."""
+def bucket_port(local, s3_port):
+    """The port of a real HTTP server that has the same shards in a bucket."""
     client = s3_client(f"http://127.0.0.1:{s3_port}")
     client.create_bucket(Bucket=BUCKET)
     for shard in Path(local).parent.glob("*.tar"):
         client.upload_file(str(shard), BUCKET, f"set/{shard.name}")
     client.put_object(Bucket=BUCKET, Key="empty.tar", Body=b"")
-    with FaultyStore(s3_port) as proxy:
+    return s3_port
+
+
+@pytest.fixture
+def store(bucket_port):
+    """The bucket behind a proxy that can fail, a new one for each test: what ends late asks none but its own."""
+    with FaultyStore(bucket_port) as proxy:
         yield proxy
 
 
@@ -74,7 +81,6 @@ def has_checksums(request):
 
 @pytest.fixture
 def data(store):
-    store.fail("nothing", 0)
     return Data(num_classes=4, image_size=32, s3=S3(endpoint_url=store.url, timeout=20, addressing="path"))
 
 
@@ -106,11 +112,12 @@ def test_the_stream_from_s3_equals_the_stream_from_disk(local, store, data, tmp_
 
 
 def in_use(folder):
-    """Bytes of the copies in a cache, those being made included."""
+    """Bytes of the copies in a cache, those being made included; nobody makes room for more while they are counted."""
     total = 0
-    for path in folder.glob("*.tar*"):
-        with suppress(FileNotFoundError):  # finished, or removed, meanwhile
-            total += path.stat().st_size
+    with alone(folder):
+        for path in folder.glob("*.tar*"):
+            with suppress(FileNotFoundError):  # finished meanwhile
+                total += path.stat().st_size
     return total
 
 

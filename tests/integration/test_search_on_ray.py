@@ -26,7 +26,7 @@ LENGTH = [
 ]
 SWEEP = [
     *("sweep.strategy=asha", "sweep.trials=6", "sweep.reduction=2", "sweep.interval=7680", "sweep.seeds=[]"),
-    *("sweep.per_process=1", "sweep.space.objective.noise_magnitude=loguniform(1,1e4)"),
+    "sweep.space.objective.noise_magnitude=loguniform(1,1e4)",
     "sweep.space.density_ratio.optimiser.lr=loguniform(1e-3,1)",
 ]
 LINE = [sys.executable, "pipelines/density_ratio.py", "preset=density-ratio-smoke", *LENGTH, *SWEEP]
@@ -89,9 +89,9 @@ def test_killed_in_its_trials_and_its_driver_a_sweep_ends_as_one_that_was_not(wh
         time.sleep(draw.uniform(0, 1))
         first.kill()
         first.wait(timeout=10)
-        processes.wait_until(lambda: not processes.marked(mark), 60, "the end of all processes")
         before = history(tmp_path)
         finish(start(tmp_path, settings), tmp_path)
+        processes.end(mark)  # some of the first Ray's own look for its head for a minute
     assert before.items() <= history(tmp_path).items() and history(tmp_path) == history(whole)
     assert weights(tmp_path) == weights(whole)
     assert (tmp_path / "density-ratio-smoke/metrics.jsonl").read_text().count("restarts/worker_died") == 1
@@ -100,7 +100,7 @@ def test_killed_in_its_trials_and_its_driver_a_sweep_ends_as_one_that_was_not(wh
 def test_one_command_uses_a_node_that_joins_and_goes_on_when_the_head_was_lost(whole, tmp_path):
     with processes.ray_environment() as settings, closing(processes.Cluster(settings)) as cluster:
         head = cluster.start_head(num_cpus=1)
-        first = start(tmp_path, cluster.driver)
+        first = start(tmp_path, cluster.driver | {"RAY_gcs_rpc_server_reconnect_timeout_s": "10"})  # a minute otherwise
         processes.wait_until(lambda: trials(head) or first.poll() is not None, 120, "the first trial")
         (waiting,) = trials(head)
         os.kill(waiting, signal.SIGSTOP)  # or else the sweep may be over before the node is there

@@ -18,7 +18,7 @@ from shard_files import write_shards
 from nnce_dist.config.schema import S3, Data
 from nnce_dist.data.cache import ShardCache
 from nnce_dist.data.files import FileStore
-from nnce_dist.data.room import NoRoomError
+from nnce_dist.data.room import NoRoomError, hold_copy, make_room
 from nnce_dist.data.shelf import OpenFile
 from nnce_dist.data.store import expand
 from nnce_dist.data.stream import open_stream
@@ -57,6 +57,28 @@ def test_the_longest_unused_copy_goes_first_and_a_held_one_never(compressed, tmp
     fourth, _ = held(shards[3], cache)
     assert first_path.exists() and second_path.exists() and not third_path.exists()
     assert os.pread(first.descriptor, size, 0) == gzip.decompress(Path(shards[0]).read_bytes())
+
+
+def test_a_copy_that_gets_its_name_while_room_is_made_still_counts(tmp_path, monkeypatch):
+    old, new = (tmp_path / f"{digit * 32}-10.tar" for digit in "ab")
+    unfinished = new.with_name(new.name + ".tmp")
+    old.write_bytes(bytes(10))
+    unfinished.write_bytes(bytes(10))
+    held, look = [hold_copy(old, 10)], os.scandir
+
+    def name_it_meanwhile(folder):
+        entries = list(look(folder))
+        if unfinished.exists():
+            unfinished.rename(new)
+            held.append(hold_copy(new, 10))
+        return entries
+
+    monkeypatch.setattr(os, "scandir", name_it_meanwhile)
+    with pytest.raises(NoRoomError):
+        make_room(tmp_path, 10, max_bytes=10)
+    assert old.exists() and new.exists()
+    for file in held:
+        os.close(file)
 
 
 def _consume(pattern, folder, size, seed, results):

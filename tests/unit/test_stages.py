@@ -119,7 +119,7 @@ def test_a_run_of_an_older_version_goes_on(tmp_path):
 
 def swept(tmp_path: Path, *words: str) -> Config:
     space = ["sweep.space.objective.noise_magnitude=loguniform(1,1e4)", *words, "density_ratio.training.samples=32"]
-    draws = ["sweep.strategy=asha", "sweep.trials=2", "sweep.per_process=1", f"run.dir={tmp_path}"]
+    draws = ["sweep.strategy=asha", "sweep.trials=2", f"run.dir={tmp_path}"]
     return load([*space, *draws], PRESETS, "density-ratio-smoke")
 
 

@@ -5,10 +5,11 @@ from pathlib import Path
 import pytest
 
 from nnce_dist.config.load import ConfigError, load, with_settings
+from nnce_dist.config.sweep_checks import per_process
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 M = "sweep.space.objective.noise_magnitude=loguniform(1,1e4)"
-ASHA = ("sweep.strategy=asha", "sweep.trials=8", "sweep.per_process=1")
+ASHA = ("sweep.strategy=asha", "sweep.trials=8")
 
 
 def loaded(*words: str):
@@ -38,6 +39,11 @@ def test_a_sweep_that_cannot_be_is_refused_in_one_line(words, says):
 def test_rungs_and_lengths_that_go_together_are_taken():
     loaded(*ASHA, "sweep.interval=64")
     loaded("sweep.strategy=random", "sweep.trials=2", "sweep.space.density_ratio.training.samples=choice(64,128)")
+
+
+def test_trials_share_a_process_where_nothing_is_decided_in_between():
+    assert per_process(loaded("sweep.strategy=random", "sweep.trials=8", "sweep.per_process=4")) == 4
+    assert per_process(loaded(*ASHA, "sweep.per_process=4")) == 1
 
 
 def test_other_settings_leave_the_configuration_as_it_was():
