@@ -88,8 +88,9 @@ def _guarded(run: Callable[[], int], *failures: type[Exception]) -> int:
     except failures as error:
         return fail(str(error), 1)
     except (ValueError, OSError) as error:
-        full = getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT)
-        return fail(str(error), 1 if full else BAD_INPUT)
+        if getattr(error, "errno", None) in (errno.ENOSPC, errno.EDQUOT):
+            return fail(f"{error}; make room and run the same command again to continue", 1)
+        return fail(str(error), BAD_INPUT)
 
 
 def _convert(arguments: argparse.Namespace) -> int:

@@ -1,11 +1,12 @@
 """python -m pytest tests/unit/test_room.py"""
 
+import errno
 import os
 from contextlib import ExitStack, nullcontext
 
 import pytest
 
-from nnce_dist.cli import _guarded_pipeline
+from nnce_dist.cli import _guarded, _guarded_pipeline
 from nnce_dist.config.room import fitting, refusal
 from nnce_dist.config.schema import Config, Workers
 from nnce_dist.stages import preflight
@@ -60,3 +61,11 @@ def test_workers_larger_than_a_cluster_are_bad_input_too(tmp_path, monkeypatch):
         jobs.run([{"stage": "teacher", "name": "teacher", "root": str(tmp_path)}])
     assert _guarded_pipeline(lambda: jobs.run([{"stage": "a", "name": "a", "root": str(tmp_path)}])) == 2
     assert "asked for 1 x (64 CPUs" in str(found.value)
+
+
+def test_a_full_disk_is_no_bad_input_and_says_how_to_go_on(capsys):
+    def fill():
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    assert _guarded(fill) == 1
+    assert "No space left on device; make room and run the same command again" in capsys.readouterr().err
