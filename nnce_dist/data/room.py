@@ -7,7 +7,7 @@ there. Holding is a shared lock on the open file, which ends with the process.
 import fcntl
 import os
 import re
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -57,33 +57,31 @@ def make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
         )
 
 
-def _copies(folder: Path) -> Iterable[tuple[Path, os.stat_result]]:
-    """One that gets its final name meanwhile can escape one look at the folder, but not two."""
-    found = {}
-    for entry in (*os.scandir(folder), *os.scandir(folder)):
-        if _COPY.fullmatch(entry.name):
-            with suppress(FileNotFoundError):  # finished, or given up, meanwhile
-                found[_final(entry)] = Path(entry.path), entry.stat()
-    return found.values()
+def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+    for name in filter(_COPY.fullmatch, os.listdir(folder)):
+        for path in (folder / name, _final(folder / name)):  # it may be finished meanwhile
+            try:
+                yield path, path.stat()
+                break
+            except FileNotFoundError:
+                continue
 
 
-def _final(path: os.PathLike) -> str:
-    return os.fspath(path).removesuffix(".tmp")
+def _final(path: Path) -> Path:
+    return path.with_name(path.name.removesuffix(".tmp"))
 
 
 def _remove(path: Path) -> bool:
-    """Removes a copy that nobody holds, or what a killed process left of one."""
-    try:
+    """Removes a copy that nobody holds, or what a killed process left of one; not one that was finished meanwhile."""
+    with suppress(FileNotFoundError):
         file = os.open(path, os.O_RDWR)
-    except FileNotFoundError:
-        return not os.path.exists(_final(path))  # or else it was finished meanwhile
-    try:
-        if not try_lock(file, fcntl.LOCK_EX):
-            return False
-        path.unlink(missing_ok=True)
-        return True
-    finally:
-        os.close(file)
+        try:
+            if not try_lock(file, fcntl.LOCK_EX):
+                return False
+            path.unlink(missing_ok=True)
+        finally:
+            os.close(file)
+    return not _final(path).exists()
 
 
 @contextmanager

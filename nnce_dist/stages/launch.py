@@ -11,6 +11,7 @@ from typing import Protocol
 from ..config.load import from_dict
 from ..config.schema import Config
 from ..metrics.jsonl import FILE_NAME, JsonlSink, read
+from ..metrics.recorder import FanOut
 from ..training.checkpoint import FencedError
 from ..training.errors import describe
 from ..training.runtime import LocalRuntime
@@ -147,8 +148,8 @@ def tell_restart(payload: dict, cause: str, line: str) -> None:
 
 def _tell(payload: dict, **values: float | str) -> None:
     """Sends a record about a job where metrics go; in the run's own file, which no resumed job cuts back."""
-    with closing(JsonlSink(Path(payload["root"]) / FILE_NAME)) as sink:
-        sink.write({**_identity(payload), "time": time.time(), **values})
+    with closing(FanOut([JsonlSink(Path(payload["root"]) / FILE_NAME)])) as sinks:  # a full disk stops no job
+        sinks.write({**_identity(payload), "time": time.time(), **values})
 
 
 def _identity(payload: dict) -> dict[str, str]:

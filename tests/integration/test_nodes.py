@@ -63,9 +63,9 @@ def groups(directory):
     return told.read_text().split() if told.exists() else []
 
 
-@pytest.fixture(scope="module")
+@pytest.fixture
 def cluster():
-    """A head with one CPU."""
+    """A head with one CPU; a new one for each test, for Ray Train takes up to a minute to see which nodes came or went."""
     with processes.ray_cluster(num_cpus=1) as cluster:
         yield cluster
 

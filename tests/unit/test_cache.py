@@ -64,16 +64,15 @@ def test_a_copy_that_gets_its_name_while_room_is_made_still_counts(tmp_path, mon
     unfinished = new.with_name(new.name + ".tmp")
     old.write_bytes(bytes(10))
     unfinished.write_bytes(bytes(10))
-    held, look = [hold_copy(old, 10)], os.scandir
+    held, look = [hold_copy(old, 10)], os.listdir
 
     def name_it_meanwhile(folder):
-        entries = list(look(folder))
-        if unfinished.exists():
-            unfinished.rename(new)
-            held.append(hold_copy(new, 10))
-        return entries
+        names = look(folder)
+        unfinished.rename(new)
+        held.append(hold_copy(new, 10))
+        return names
 
-    monkeypatch.setattr(os, "scandir", name_it_meanwhile)
+    monkeypatch.setattr(os, "listdir", name_it_meanwhile)
     with pytest.raises(NoRoomError):
         make_room(tmp_path, 10, max_bytes=10)
     assert old.exists() and new.exists()
