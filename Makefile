@@ -18,11 +18,14 @@ $(READY): pyproject.toml requirements.lock
 imagenet64: $(READY)
 	$(BIN)/python pipelines/imagenet64.py $(ARGS)
 
+# Two files of tests at a time, in the order that they are listed in: the long ones come first.
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+
 test: $(READY)
-	$(BIN)/python -m pytest $(ARGS)
+	$(PYTEST) $(ARGS)
 
 test-fast: $(READY)
-	$(BIN)/python -m pytest -m "not slow" $(ARGS)
+	$(PYTEST) -m "not slow" $(ARGS)
 
 lint: $(READY)
 	$(BIN)/ruff check .

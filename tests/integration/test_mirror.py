@@ -83,6 +83,7 @@ def bring_log(folder: Path, store, url: str) -> None:
     (folder / "metrics.jsonl").write_bytes(store.read(f"{url}/metrics.jsonl"))
 
 
+@pytest.mark.slow
 def test_a_machine_that_has_nothing_goes_on_from_the_copy(store, url, tmp_path):
     whole = run(tmp_path / "whole", store, f"{url}/whole")
     with pytest.raises(Stopped, match="at 88 samples; the same"):

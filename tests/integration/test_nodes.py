@@ -65,7 +65,7 @@ def groups(directory):
 
 @pytest.fixture
 def cluster():
-    """A head with one CPU; a new one for each test, for Ray Train takes up to a minute to see which nodes came or went."""
+    """A head with one CPU, new for each test: Ray Train takes up to a minute to see which nodes came or went."""
     with processes.ray_cluster(num_cpus=1) as cluster:
         yield cluster
 

@@ -145,6 +145,7 @@ def test_only_what_is_needed_soon_is_fetched_and_kept(store, data, tmp_path):
     assert store.whole_shards <= 1.3 * 2 * 40  # two epochs
 
 
+@pytest.mark.slow
 def test_training_starts_and_goes_on_from_the_cache_while_the_store_is_away(local, store, data, tmp_path):
     pattern, lines = f"s3://{BUCKET}/set/" + Path(local).name, []
     before = list(islice(open_stream(pattern, data, tmp_path, train=True).batches(3, 0, 16), 8))
@@ -237,6 +238,7 @@ def test_lasting_faults_end_at_the_deadline(store, data, tmp_path, fault):
     assert list(tmp_path.iterdir()) == []  # nothing half-read stays
 
 
+@pytest.mark.slow
 def test_a_store_that_gives_up_in_training_is_told_as_it_is(store, data, tmp_path):
     source = open_stream(URL, impatient(data), tmp_path, train=True)
     for copy in tmp_path.glob("*.tar"):
@@ -312,6 +314,7 @@ def test_a_store_that_is_not_there_is_given_up(data, tmp_path):
     assert "http://127.0.0.1:9" in line and seconds < 5
 
 
+@pytest.mark.slow
 def test_only_a_run_that_has_begun_starts_while_the_store_is_away(data, tmp_path):
     """It has copies of its shards, or is told in time that it has not."""
     gone = dataclasses.replace(data, train=URL, val=URL, s3=S3(endpoint_url="http://127.0.0.1:9", timeout=1))

@@ -76,6 +76,7 @@ def test_a_set_that_was_packed_elsewhere_brings_its_index_along(proxy, local, da
     assert requests(proxy, f"{prefix}/{Path(local).name}", data, tmp_path)[1] == 2
 
 
+@pytest.mark.slow
 def test_a_stale_index_of_a_set_is_noticed(proxy, remote, local, data, tmp_path):
     before, _ = requests(proxy, remote, data, tmp_path / "cache")
     files = [(expand(remote)[5] + end, expand(local)[6] + end) for end in ("", SUFFIX)]
