@@ -19,7 +19,7 @@ imagenet64: $(READY)
 	$(BIN)/python pipelines/imagenet64.py $(ARGS)
 
 # Two files of tests at a time, in the order that they are listed in: the long ones come first.
-PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder
+PYTEST := $(BIN)/python -m pytest --numprocesses 2 --dist loadgroup --no-loadscope-reorder
 
 test: $(READY)
 	$(PYTEST) $(ARGS)
