@@ -113,7 +113,7 @@ def _not_empty(blob: Blob) -> Blob:
 
 def _found_index(blob: Blob, store: Store, cache: ShardCache) -> ShardIndex | None:
     kept = cache.entry(blob, SUFFIX)
-    if kept.exists() and (index := ShardIndex.from_bytes(kept.read_bytes())):
+    if index := _readable(kept):
         return index
     index = stored_index(blob, store)
     if index and store.endpoint != FileStore.endpoint:
@@ -131,8 +131,16 @@ def _made_index(blob: Blob, store: Store, cache: ShardCache) -> ShardIndex:
     return index
 
 
+def _readable(path: Path) -> ShardIndex | None:
+    try:
+        return ShardIndex.from_bytes(path.read_bytes())
+    except FileNotFoundError:  # perhaps another process has just found it unreadable
+        return None
+
+
 def _keep(index: ShardIndex, path: Path) -> None:
-    path.unlink(missing_ok=True)  # unreadable or of another version
+    if not _readable(path):
+        path.unlink(missing_ok=True)  # unreadable or of another version
     make_once(path, lambda file: file.write(index.to_bytes()), deadline=60.0)
 
 
