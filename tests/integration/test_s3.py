@@ -9,7 +9,7 @@ import re
 import time
 import traceback
 from concurrent.futures import ProcessPoolExecutor
-from contextlib import closing, suppress
+from contextlib import closing
 from itertools import islice
 from pathlib import Path
 
@@ -17,6 +17,7 @@ import numpy as np
 import pytest
 import torch
 import webdataset as wds
+from cache_files import in_use
 from faulty_store import FaultyStore
 from marks import slow
 from s3_servers import KEY_ID, SECRET, only_credentials, s3_client
@@ -26,7 +27,6 @@ from nnce_dist.data import counters
 from nnce_dist.data.check import check
 from nnce_dist.data.images import encode_png
 from nnce_dist.data.pack import pack
-from nnce_dist.data.room import alone
 from nnce_dist.data.source import Source, labelled
 from nnce_dist.data.store import open_store
 from nnce_dist.data.stream import open_stream
@@ -109,16 +109,6 @@ def test_the_stream_from_s3_equals_the_stream_from_disk(local, store, data, tmp_
     open_stream(pattern, data, tmp_path, train=True)
     assert store.requests == 3  # each shard is asked for its identity only; the copies are there
     assert not list(tmp_path.glob("*.tmp"))
-
-
-def in_use(folder):
-    """Bytes of the copies in a cache, those being made included; nobody makes room for more while they are counted."""
-    total = 0
-    with alone(folder):
-        for path in folder.glob("*.tar*"):
-            with suppress(FileNotFoundError):  # finished meanwhile
-                total += path.stat().st_size
-    return total
 
 
 @pytest.mark.slow

@@ -35,7 +35,8 @@ def interrupt(directory, number, *words):
         processes.wait_until(lambda: driver.poll() is not None or steps(records) > 5, 180, "the first steps")
         driver.send_signal(number)
         _, said = driver.communicate(timeout=60)
-        processes.wait_until(lambda: not processes.marked(settings[processes.MARK]), 60, "the end of all processes")
+        mark = settings[processes.MARK]  # Ray's agents look for a killed head for a minute and more
+        processes.wait_until(lambda: not processes.marked(mark), 180, "the end of all processes")
     return driver.returncode, said.splitlines()[-1]
 
 

@@ -13,6 +13,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from cache_files import in_use
 from shard_files import write_shards
 
 from nnce_dist.config.schema import S3, Data
@@ -95,7 +96,7 @@ def test_processes_share_one_bounded_folder(compressed, tmp_path):
         reader.start()
     most, sums = 0, []
     while len(sums) < 3:
-        most = max(most, sum(_size(path) for path in tmp_path.glob("*.tar*")))
+        most = max(most, in_use(tmp_path))
         if not results.empty():
             sums.append(results.get())
         assert any(reader.is_alive() for reader in readers) or not results.empty() or len(sums) == 3
@@ -104,13 +105,6 @@ def test_processes_share_one_bounded_folder(compressed, tmp_path):
     assert 12 * size <= most <= 30 * size and sums[0] == sums[1] == sums[2]
     expected = open_stream(pattern, dataclasses.replace(SMALL, shuffle_bytes=4 * size), tmp_path / "all", train=True)
     assert sums[0] == [batch.x.double().sum().item() for batch in islice(expected.batches(3, 0, 4), 80)]
-
-
-def _size(path):
-    try:
-        return path.stat().st_size
-    except FileNotFoundError:
-        return 0
 
 
 def _stall(path, folder, size, begun):
