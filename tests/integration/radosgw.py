@@ -9,7 +9,7 @@ import shutil
 import subprocess
 import uuid
 from collections.abc import Iterator
-from contextlib import ExitStack, contextmanager
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 
 from processes import accepts, free_port, wait_until
@@ -77,13 +77,23 @@ class _Cluster:
         if done.returncode:
             raise RuntimeError(f"{name}: {done.stderr[-2000:]}")
 
-    def start(self, name: str, *arguments: str) -> None:
+    def start_surely(self, name: str, *arguments: str) -> None:
+        """A daemon that may end at once: an OSD does ("wrong fsid") when its first word comes before the monitor's."""
+        for _ in range(5):
+            with suppress(subprocess.TimeoutExpired):
+                self.start(name, *arguments).wait(timeout=3)
+                continue
+            return
+        raise RuntimeError(f"{name} does not stay up; see its log in {self._folder}")
+
+    def start(self, name: str, *arguments: str) -> subprocess.Popen:
         """A daemon that ends with the test."""
         quiet = {"stdout": subprocess.DEVNULL, "stderr": subprocess.DEVNULL}
         line = [*self._line(name), *arguments, "-f"]
         daemon = subprocess.Popen(line, env=self._environment, cwd=self._folder, **quiet)
         self._stack.callback(daemon.wait, timeout=10)
         self._stack.callback(daemon.kill)  # all it has is in memory
+        return daemon
 
     def _line(self, name: str) -> list[str]:
         path = str(self._root / "usr/bin" / name)
@@ -112,7 +122,7 @@ def radosgw_server(gateway: Path, folder: Path, users: dict[str, tuple[str, str]
         ceph.start("ceph-mon", "-i", "a")
         ceph.run("ceph", "--connect-timeout", "120", "osd", "new", disk)
         ceph.run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", disk)
-        ceph.start("ceph-osd", "-i", "0")
+        ceph.start_surely("ceph-osd", "-i", "0")
         for user, (key_id, secret) in users.items():
             keys = (f"--access-key={key_id}", f"--secret-key={secret}")
             ceph.run("radosgw-admin", "-n", "client.rgw", "user", "create", f"--uid={user}", "--display-name=x", *keys)

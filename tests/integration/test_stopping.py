@@ -32,7 +32,10 @@ def interrupt(directory, number, *words):
         driver = subprocess.Popen(
             line, cwd=REPOSITORY, env=processes.outside() | settings, stderr=subprocess.PIPE, text=True
         )
-        processes.wait_until(lambda: driver.poll() is not None or steps(records) > 5, 180, "the first steps")
+        saved = records.parent / "checkpoints"
+        processes.wait_until(
+            lambda: driver.poll() is not None or (steps(records) > 5 and any(saved.glob("0*"))), 180, "a checkpoint"
+        )
         driver.send_signal(number)
         _, said = driver.communicate(timeout=60)
         mark = settings[processes.MARK]  # Ray's agents look for a killed head for a minute and more
