@@ -4,10 +4,11 @@ import json
 import math
 import os
 from collections.abc import Iterator
+from contextlib import closing
 from pathlib import Path
 
 from .names import Record
-from .recorder import Sink
+from .recorder import FanOut, Sink
 
 FILE_NAME = "metrics.jsonl"
 _NOT_FINITE = {"Infinity": math.inf, "-Infinity": -math.inf, "NaN": math.nan}
@@ -91,3 +92,9 @@ class JsonlSink(Sink):
         if self._file >= 0:
             os.close(self._file)
             self._file = -1
+
+
+def append(path: Path, record: Record) -> None:
+    """Adds a record to a file outside of training; a failure, of a full disk perhaps, is named and ends no job."""
+    with closing(FanOut([JsonlSink(path)])) as sinks:
+        sinks.write(record)

@@ -17,7 +17,7 @@ from ..data import counters
 from ..data.stream import ShardSource
 from ..evaluation.evaluate import DivergedError, Reference, evaluate
 from ..evaluation.features import FeatureNetwork, to_uint8
-from ..metrics.jsonl import FILE_NAME, JsonlSink
+from ..metrics.jsonl import FILE_NAME, JsonlSink, append
 from ..metrics.packed import Member
 from ..metrics.recorder import Recorder
 from ..models.preconditioning import EDMPrecond
@@ -160,8 +160,7 @@ class Job:
     def tell(self, **values: float | str) -> None:
         """Sends a record where metrics go."""
         if self.runtime.rank == 0:
-            with closing(JsonlSink(self.folder / FILE_NAME)) as sink:
-                sink.write({**self._identity, "time": time.time(), **values})
+            append(self.folder / FILE_NAME, {**self._identity, "time": time.time(), **values})
 
     def publish(self, result: Mapping[str, Any]) -> None:
         """Sends the means over draws of the evaluation's figures, and what trials are chosen by, where metrics go."""

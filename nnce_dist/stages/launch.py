@@ -4,14 +4,13 @@ import time
 import traceback
 from abc import ABC, abstractmethod
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, contextmanager
 from pathlib import Path
 from typing import Protocol
 
 from ..config.load import from_dict
 from ..config.schema import Config
-from ..metrics.jsonl import FILE_NAME, JsonlSink, read
-from ..metrics.recorder import FanOut
+from ..metrics.jsonl import FILE_NAME, append, read
 from ..training.checkpoint import FencedError
 from ..training.errors import describe
 from ..training.runtime import LocalRuntime
@@ -148,8 +147,7 @@ def tell_restart(payload: dict, cause: str, line: str) -> None:
 
 def _tell(payload: dict, **values: float | str) -> None:
     """Sends a record about a job where metrics go; in the run's own file, which no resumed job cuts back."""
-    with closing(FanOut([JsonlSink(Path(payload["root"]) / FILE_NAME)])) as sinks:  # a full disk stops no job
-        sinks.write({**_identity(payload), "time": time.time(), **values})
+    append(Path(payload["root"]) / FILE_NAME, {**_identity(payload), "time": time.time(), **values})
 
 
 def _identity(payload: dict) -> dict[str, str]:

@@ -6,6 +6,7 @@ import logging
 import math
 import re
 import threading
+from pathlib import Path
 
 import pytest
 import torch
@@ -298,3 +299,9 @@ def test_the_table_is_drawn_in_place_on_a_terminal(tmp_path):
     screen = (tmp_path / "terminal").read_text()
     assert "trained" in screen and "20%" in screen and isinstance(display, LiveTable)
     assert isinstance(progress_lines(on_paper()), PlainLines)
+
+
+def test_a_record_that_a_full_disk_refuses_is_named_and_ends_nothing(caplog):
+    jsonl.append(Path("/dev/full"), {"stage": "teacher"})
+    (said,) = [record.getMessage() for record in caplog.records]
+    assert "JsonlSink failed" in said and "No space left on device" in said
