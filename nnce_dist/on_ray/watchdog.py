@@ -27,9 +27,12 @@ stacks, end = b"", time.monotonic() + 1
 while (left := end - time.monotonic()) > 0:
     if select.select([0], [], [], left)[0]:
         stacks += os.read(0, 65536)
-with open(path, "wb") as file:
-    file.write(stacks.replace(bytes(1), b""))
-os.kill(process, signal.SIGKILL)
+try:
+    os.makedirs(os.path.dirname(path), exist_ok=True)
+    with open(path, "wb") as file:
+        file.write(stacks.replace(bytes(1), b""))
+finally:  # whether or not the disk took the stacks
+    os.kill(process, signal.SIGKILL)
 """
 
 
@@ -48,7 +51,6 @@ class Watchdog:
             os.write(self._child.stdin.fileno(), bytes(1))
 
     def _start(self) -> None:
-        self._folder.mkdir(exist_ok=True)
         stacks = self._folder / f"{os.uname().nodename}-{os.getpid()}.new"
         command = [sys.executable, "-I", "-S", "-c", _WATCH, str(os.getpid()), str(self._timeout), str(stacks)]
         self._child = subprocess.Popen(command, stdin=subprocess.PIPE)
@@ -62,10 +64,12 @@ class Watchdog:
         self._child.stdin.close()
         self._child.wait(timeout=10)
         self._child = None
-        with suppress(OSError):  # others are at work, or left their stacks there
-            self._folder.rmdir()
 
 
 def newly_stalled(run_dir: Path) -> list[Path]:
     """The stacks of processes that were ended since the last call."""
-    return [path.rename(path.with_suffix(".txt")) for path in (Path(run_dir) / FOLDER).glob("*.new")]
+    found = []
+    for path in (Path(run_dir) / FOLDER).glob("*.new"):
+        with suppress(FileNotFoundError):  # another trial's controller was first
+            found.append(path.rename(path.with_suffix(".txt")))
+    return found
