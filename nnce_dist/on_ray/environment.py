@@ -9,8 +9,10 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import ray
+from ray._common.utils import get_default_system_temp_dir
 
 from .stopping import StopOnSignal
 from .versions import differences
@@ -29,23 +31,29 @@ def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0
     """Ray for the time of the block; after SIGINT or SIGTERM its workers have `grace` seconds to save (`StopOnSignal`).
 
     Without RAY_ADDRESS a Ray of our own starts, with `num_cpus` CPUs (all of the machine's by default), and is gone
-    afterwards with all its processes. Within an outer session this is that session.
+    afterwards with all its processes and their temporary files; Ray's own logs stay where Ray puts them. Within an
+    outer session this is that session.
     """
     if ray.is_initialized():
         yield
         return
-    connect(verbose, num_cpus)
-    try:
-        if os.environ.get("RAY_ADDRESS") and (line := differences()):
-            raise ClusterError(line)
-        with StopOnSignal(grace):
-            yield
-    finally:
-        ray.shutdown()
+    place = get_default_system_temp_dir()  # where Ray's sessions are: sockets are made here, whose paths must be short
+    with TemporaryDirectory(prefix="nnce-", dir=place, ignore_cleanup_errors=True) as temporary:
+        connect(temporary, verbose, num_cpus)
+        try:
+            if os.environ.get("RAY_ADDRESS") and (line := differences()):
+                raise ClusterError(line)
+            with StopOnSignal(grace):
+                yield
+        finally:
+            ray.shutdown()
 
 
-def connect(verbose: bool = False, num_cpus: int | None = None) -> None:
-    """Connects to the cluster at RAY_ADDRESS, or starts a Ray of our own; raises `ClusterError` if that fails."""
+def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None) -> None:
+    """Connects to the cluster at RAY_ADDRESS, or starts a Ray of our own; raises `ClusterError` if that fails.
+
+    The processes of our own Ray put their temporary files into the folder `temporary`.
+    """
     level = logging.INFO if verbose else logging.ERROR
     address = os.environ.get("RAY_ADDRESS", "")
     where = f"the Ray cluster at RAY_ADDRESS={address}" if address else "Ray on this machine"
@@ -57,21 +65,23 @@ def connect(verbose: bool = False, num_cpus: int | None = None) -> None:
                 ray.init(logging_level=level, log_to_driver=verbose)
             else:
                 _make_token()
-                _start(level, verbose, num_cpus)
+                _start(temporary, level, verbose, num_cpus)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:400]  # Ray lists differing versions line by line
         raise ClusterError(f"cannot connect to {where}: {reason or type(error).__name__}; {hint}") from error
 
 
-def _start(level: int, verbose: bool, num_cpus: int | None) -> None:
+def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None) -> None:
     """Starts a Ray of our own.
 
     Its processes get its address in RAY_ADDRESS: Ray's own cleaners ask the state API without saying which cluster they
-    mean, fail where a second Ray runs on the machine, and then never give back a dead run's resources.
+    mean, fail where a second Ray runs on the machine, and then never give back a dead run's resources. The dashboard and
+    torch leave files in TMPDIR, which would also move Ray's sessions.
     """
     with socket.create_server((_LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
-    with _environment(RAY_GCS_SERVER_PORT=str(port), RAY_ADDRESS=f"{_LOOPBACK}:{port}"):
+    address = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{_LOOPBACK}:{port}"}
+    with _environment(address | {"TMPDIR": temporary, "RAY_TMPDIR": os.path.dirname(temporary)}):
         ray.init(
             address="local",
             num_cpus=num_cpus,
@@ -83,13 +93,15 @@ def _start(level: int, verbose: bool, num_cpus: int | None) -> None:
 
 
 @contextmanager
-def _environment(**variables: str) -> Iterator[None]:
+def _environment(variables: dict[str, str]) -> Iterator[None]:
+    before = {name: os.environ[name] for name in variables if name in os.environ}
     os.environ.update(variables)
     try:
         yield
     finally:
-        for name in variables:
+        for name in variables.keys() - before.keys():
             del os.environ[name]
+        os.environ.update(before)
 
 
 def _reach(address: str) -> None:

@@ -247,13 +247,15 @@ with session(num_cpus=1):
 def test_a_signal_ends_the_driver_and_everything_it_started(tmp_path):
     mark = tmp_path / "mark"
     with processes.ray_environment() as settings:
+        settings["TMPDIR"] = settings["RAY_TMPDIR"]
         command = [sys.executable, "-c", SWEEP_THAT_NEVER_ENDS, str(mark), str(tmp_path)]
         driver = subprocess.Popen(command, env=processes.outside() | settings, stderr=subprocess.PIPE, text=True)
         processes.wait_until(lambda: mark.exists() or driver.poll() is not None, 120, "the trial's start")
         driver.send_signal(signal.SIGTERM)
         _, said = driver.communicate(timeout=30)
         processes.wait_until(lambda: not processes.marked(settings[processes.MARK]), 10, "the end of all processes")
-    assert driver.returncode == 128 + signal.SIGTERM
+        assert {path.name for path in Path(settings["RAY_TMPDIR"]).iterdir()} == {"ray", "token"}  # Ray's logs
+    assert driver.returncode == 128 + signal.SIGTERM, said
     first, last = said.splitlines()
     assert first.startswith("stopping: ") and last.startswith("not all was saved in time; the same command continues")
 
