@@ -11,11 +11,11 @@ from functools import cached_property
 from ..config.load import ConfigError, with_settings
 from ..config.schema import Config, Training
 from ..config.sweep_checks import per_process, trials_stage
-from ..metrics.jsonl import FILE_NAME, read
+from ..metrics.jsonl import FILE_NAME, read, training_records
 from ..sweep.strategies import expected_at
 from ..training.mirror import FOLDER
 from . import density_ratio_run, rehearsal, step_time
-from .folder import run_root
+from .folder import RESULT, run_root
 from .search import levels, trial_points
 from .step_time import Step
 from .trials import sweep_trials
@@ -86,6 +86,13 @@ class Estimate:
             return self.most
         ends = list(self.arrivals)
         return sum(self.arrivals[end] * (end - start) for start, end in zip([0, *ends], ends, strict=False))
+
+    @cached_property
+    def done(self) -> tuple[int, int]:
+        """(trials, samples) that an earlier start of the run has behind it."""
+        folder = run_root(self.config) / self.stage
+        seen = (training_records(path.parent) for path in folder.rglob(FILE_NAME))
+        return len(list(folder.rglob(RESULT))), sum(records[-1]["samples_seen"] for records in seen if records)
 
     @cached_property
     def step(self) -> Step:

@@ -15,7 +15,7 @@ def rows(estimate: Estimate) -> Rows:
     taken = [("sweep samples", _samples(estimate)), ("sweep time", _time(estimate)), *_price(estimate)]
     each, total, free = map(in_units, (estimate.checkpoint_bytes, estimate.disk_bytes, estimate.free_bytes))
     disk = ("sweep disk", f"checkpoints of at most {total} in all, {each} each; {free} are free")
-    return [*_space(estimate), *taken, disk, *budget(estimate)]
+    return [*_space(estimate), *taken, *_done(estimate), disk, *budget(estimate)]
 
 
 def _space(estimate: Estimate) -> Rows:
@@ -51,6 +51,14 @@ def _time(estimate: Estimate) -> str:
     first = f"; a trial of the first of {kinds:,} kinds" if kinds > 1 and step.measured else ""
     packs = "; trials that share a process take less" if per_process(estimate.config) > 1 and step.measured else ""
     return f"{hours} of training; {duration(step.seconds)} a step, {step.how}{first}{packs}"
+
+
+def _done(estimate: Estimate) -> Rows:
+    trials, seen = estimate.done
+    if not seen:
+        return []
+    left = device_time(estimate.hours(max(estimate.samples - seen, 0)))
+    return [("done already", f"{trials:,} of {estimate.trials:,} trials and {seen:,} samples; {left} are left")]
 
 
 def _price(estimate: Estimate) -> Rows:

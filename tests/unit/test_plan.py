@@ -94,6 +94,17 @@ def test_records_of_the_run_are_better_than_a_measurement(configured, two_second
     assert rows(packed)["sweep time"].endswith("records of this run")
 
 
+def test_what_an_earlier_start_has_done_is_not_to_be_done_again(configured, two_seconds, tmp_path):
+    config = configured("sweep.space.objective.noise_magnitude=grid(1,10)", "sweep.seeds=[]", "sweep.per_process=1")
+    assert "done already" not in rows(config)
+    for number, samples in enumerate((128, 64)):
+        folder = tmp_path / "density-ratio-smoke" / "density_ratio" / f"trial-00{number}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps({"samples_seen": samples, "step_seconds": 0.5}) + "\n")
+    (folder.parent / "trial-000" / "result.json").write_text("{}")
+    assert rows(config)["done already"] == "1 of 2 trials and 192 samples; 2.0 device-seconds are left"
+
+
 def test_the_disk_holds_what_every_trial_keeps(configured):
     keeps = Estimate.of(configured(*ASHA, "density_ratio.training.keep_last=3"))
     assert keeps.disk_bytes == (16 * 3 + 1) * keeps.checkpoint_bytes
