@@ -40,7 +40,7 @@ def interrupt(directory, number, *words):
         _, said = driver.communicate(timeout=60)
         mark = settings[processes.MARK]  # Ray's agents look for a killed head for a minute and more
         processes.wait_until(lambda: not processes.marked(mark), 180, "the end of all processes")
-    return driver.returncode, said.splitlines()[-1]
+    return driver.returncode, said.strip().rpartition("\n")[2]
 
 
 @pytest.mark.parametrize(("count", "number"), [(1, signal.SIGTERM), (2, signal.SIGINT)])
