@@ -14,6 +14,9 @@ MosaicML Streaming is no dependency of the project. It runs with another Python 
     python -m venv /tmp/mosaicml
     echo $PWD/.venv/lib/python3.*/site-packages > /tmp/mosaicml/lib/python3.*/site-packages/project.pth
     /tmp/mosaicml/bin/pip install mosaicml-streaming==0.13.0 'torchvision==0.28.*'
+
+PyPI's torchvision needs PyPI's torch with CUDA. Beside a CPU build it cannot be imported (streaming does, and uses none
+of its kernels) unless `torch.library.define` has named "torchvision::nms" and "torchvision::qnms" before.
 """
 
 import argparse
