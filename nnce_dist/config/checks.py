@@ -3,6 +3,7 @@
 import math
 import re
 from collections.abc import Iterator
+from urllib.parse import urlsplit
 
 from .schema import Config, Training
 
@@ -15,6 +16,20 @@ ON_ERROR = re.compile(r"fail|skip\(([1-9][0-9]*)\)")
 def tolerated(on_error: str) -> int:
     """How many samples that cannot be read `data.on_error` lets be skipped."""
     return int(ON_ERROR.fullmatch(on_error)[1] or 0)
+
+
+def endpoint_problem(endpoint_url: str) -> str | None:
+    """What is wrong with `data.s3.endpoint_url`, without repeating it."""
+    if not endpoint_url:
+        return None
+    if "@" in endpoint_url or "?" in endpoint_url:  # unparsed: a secret may hold what ends the host for a parser
+        return "data.s3.endpoint_url must not hold credentials; use the standard AWS credential chain"
+    try:
+        parts = urlsplit(endpoint_url)
+        is_address = parts.scheme in ("http", "https") and bool(parts.hostname)
+    except ValueError:
+        is_address = False
+    return None if is_address else "data.s3.endpoint_url must look like https://host:port"
 
 
 def _training(key: str, training: Training, workers: int) -> Iterator[str]:
@@ -93,6 +108,7 @@ def contradictions(config: Config) -> list[str]:
         problems.append(f"data.on_error={config.data.on_error}: write fail, or skip(10) to tolerate 10 bad samples")
     problems += _schedule(config)
     problems += _density_ratio(config)
+    problems += filter(None, [endpoint_problem(config.data.s3.endpoint_url)])
     if "://" in config.run.mirror and not MIRROR.fullmatch(config.run.mirror):
         problems.append(f"run.mirror={config.run.mirror!r}: write s3://bucket/prefix")
     if config.data.val and not config.data.train:

@@ -10,7 +10,7 @@ import json
 import logging
 from collections.abc import Callable
 from pathlib import Path
-from typing import TypedDict, TypeVar
+from typing import BinaryIO, TypedDict, TypeVar
 
 from ..config.checks import tolerated
 from .cache import DamagedShardError
@@ -80,13 +80,13 @@ class BadSamples:
     def _note(self, skipped: Skipped) -> None:
         """Adds to the list what is not in it; raises BadDataError where it is too long."""
         self._path.parent.mkdir(parents=True, exist_ok=True)
-        with open(self._path, "a+") as file:
+        with open(self._path, "a+b") as file:
             fcntl.flock(file, fcntl.LOCK_EX)  # keeps out other threads, too: each has opened the file itself
-            file.seek(0)
-            known = [json.loads(line) for line in file]
+            known, end = _whole(file, self._path)
             new = all((old["shard"], old["key"]) != (skipped["shard"], skipped["key"]) for old in known)
             if new:
-                file.write(json.dumps(skipped) + "\n")
+                file.truncate(end)
+                file.write(json.dumps(skipped).encode() + b"\n")
         if new:
             known.append(skipped)
             _log.warning("skipped: %s", skipped["reason"])
@@ -99,4 +99,17 @@ class BadSamples:
 
 def read_skipped(path: Path) -> list[Skipped]:
     """What was skipped, in the order of its discovery; nothing where there is no list."""
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.exists() else []
+    if not path.exists():
+        return []
+    with open(path, "rb") as file:
+        return _whole(file, path)[0]
+
+
+def _whole(file: BinaryIO, path: Path) -> tuple[list[Skipped], int]:
+    """What is listed, and where it ends: behind that may be a torn line, which a crash or a full disk left."""
+    file.seek(0)
+    lines = [line for line in file if line.endswith(b"\n")]
+    try:
+        return [json.loads(line) for line in lines], sum(map(len, lines))
+    except ValueError as error:
+        raise ValueError(f"{path}: not a list of skipped samples ({error}); move the file away") from None

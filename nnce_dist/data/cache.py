@@ -14,12 +14,15 @@ from pathlib import Path
 from typing import BinaryIO
 
 from . import counters
-from .locks import try_lock, wait_for_other
-from .room import NoRoomError, hold_copy, make_room
+from .index import SUFFIX
+from .locks import try_lock
+from .room import NoRoomError, evict, hold_copy, make_room
 from .store import Blob, Store, local_path, scheme_of
 
 MAX_EXPANSION = 100  # a .tar.gz that grows more than this is taken for a decompression bomb
+SET_SUFFIX = ".set.npz"  # what is remembered of the indexes of a whole set
 _CHUNK = 1 << 20
+_FULL = (errno.ENOSPC, errno.EDQUOT)
 
 
 class DamagedShardError(ValueError):
@@ -30,15 +33,15 @@ def make_once(final: Path, write: Callable[[BinaryIO], None], deadline: float) -
     """Makes the file `final` with `write`, unless it exists; safe against crashes and against other processes.
 
     The lock is on the unfinished file itself, so a crash leaves no lock and the next writer starts it afresh. Raises
-    TimeoutError when another process has held it for `deadline` seconds.
+    TimeoutError when another process has held it for `deadline` seconds and written nothing.
     """
     unfinished = final.with_name(final.name + ".tmp")
     final.parent.mkdir(parents=True, exist_ok=True)
-    end = time.monotonic() + deadline
+    waiting = _Waiting(unfinished, deadline)
     while not final.exists():
         with os.fdopen(os.open(unfinished, os.O_RDWR | os.O_CREAT, 0o666), "r+b") as file:  # creates, never truncates
             if not try_lock(file.fileno(), fcntl.LOCK_EX):
-                wait_for_other(unfinished, end, deadline)
+                waiting.wait(file)
                 continue  # never on this file: finished and held by its readers, it stays locked
             if not _is_at(file, unfinished):
                 continue  # the process that held the lock has renamed or removed it: look again
@@ -46,6 +49,25 @@ def make_once(final: Path, write: Callable[[BinaryIO], None], deadline: float) -
                 unfinished.unlink()
                 continue
             _write_and_rename(file, unfinished, final, write)
+
+
+class _Waiting:
+    """Waits for another process as long as the file that it writes changes: a large shard may take hours."""
+
+    def __init__(self, path: Path, deadline: float):
+        self._path, self._deadline = path, deadline
+        self._seen, self._end = None, 0.0
+
+    def wait(self, file: BinaryIO) -> None:
+        """A moment; TimeoutError after `deadline` seconds without a change."""
+        status = os.fstat(file.fileno())
+        if (seen := (status.st_ino, status.st_size, status.st_mtime_ns)) != self._seen:
+            self._seen, self._end = seen, time.monotonic() + self._deadline
+        if time.monotonic() > self._end:
+            raise TimeoutError(
+                f"{self._path}: another process has been writing it, but nothing for {self._deadline:g} s; is it stuck?"
+            )
+        time.sleep(0.05)
 
 
 def _write_and_rename(file: BinaryIO, unfinished: Path, final: Path, write: Callable[[BinaryIO], None]) -> None:
@@ -57,8 +79,9 @@ def _write_and_rename(file: BinaryIO, unfinished: Path, final: Path, write: Call
         os.replace(unfinished, final)
     except OSError as error:
         unfinished.unlink(missing_ok=True)
-        if error.errno in (errno.ENOSPC, errno.EDQUOT):
-            raise OSError(f"no space left for {final}; free some or set data.cache_dir elsewhere") from error
+        if error.errno in _FULL:
+            told = f"no space left for {final}; free some or set data.cache_dir elsewhere"
+            raise OSError(error.errno, told) from error
         raise
     except BaseException:
         unfinished.unlink(missing_ok=True)
@@ -82,7 +105,7 @@ class ShardCache:
     def __init__(self, folder: str | Path, store: Store, deadline: float, max_bytes: int = 0):
         self.folder, self.max_bytes = Path(folder), max_bytes
         self._store = store
-        self._deadline = deadline  # seconds another process may take for a shard, or for room, that we need too
+        self._deadline = deadline  # seconds others may write nothing of a shard that we need, or hold all the room
 
     def hold(self, blob: Blob, num_bytes: int, sha256: str | None = None) -> int:
         """An open file, for reading, of the uncompressed shard; it stays in the cache until the file is closed.
@@ -92,14 +115,15 @@ class ShardCache:
         """
         if not is_copied(blob):
             return os.open(local_path(blob.url), os.O_RDONLY)
-        final, end = self.copy_path(blob, num_bytes), time.monotonic() + self._deadline
+        final, end = self.copy_path(blob, num_bytes), None
         if (file := hold_copy(final, num_bytes)) is not None:
             counters.add("cache_hits")
             return file
         while (file := hold_copy(final, num_bytes)) is None:
             try:
-                make_once(final, lambda file: self._write(blob, num_bytes, sha256, file), self._deadline)
+                self._make(final, blob, num_bytes, sha256)
             except NoRoomError:
+                end = end or time.monotonic() + self._deadline
                 if time.monotonic() > end:
                     raise
                 time.sleep(random.uniform(0.05, 0.2))  # the others are at the same point
@@ -115,19 +139,30 @@ class ShardCache:
         identity = "\n".join((self._store.endpoint, place, blob.version, str(blob.size)))
         return self.folder / (hashlib.sha256(identity.encode()).hexdigest()[:32] + suffix)
 
+    def _make(self, final: Path, blob: Blob, num_bytes: int, sha256: str | None) -> None:
+        def make() -> None:
+            make_once(final, lambda file: self._write(blob, num_bytes, sha256, file), self._deadline)
+
+        try:
+            make()
+        except OSError as error:
+            needed = num_bytes + (blob.size if is_compressed(blob.url) else 0)
+            if error.errno not in _FULL or not evict(self.folder, needed):
+                raise
+            make()
+
     def _write(self, blob: Blob, num_bytes: int, sha256: str | None, file: BinaryIO) -> None:
         make_room(self.folder, num_bytes, self.max_bytes)
-        for _ in range(2):  # damaged on the way, or where it lies?
-            file.seek(0)
-            file.truncate()
-            counters.add("fetched_bytes", blob.size)
-            copy_uncompressed(blob, self._store, file, self.folder)
-            file.seek(0)
-            if sha256 in (None, hashlib.file_digest(file, "sha256").hexdigest()):
-                return
-        raise DamagedShardError(
-            f"{blob.url}: its content is not what its index tells; copy the shard again, or index it anew"
-        )
+        try:
+            copy_uncompressed(blob, self._store, file, self.folder, sha256)
+        except DamagedShardError:
+            self._forget_index(blob)
+            raise
+
+    def _forget_index(self, blob: Blob) -> None:
+        """Perhaps the index is wrong: the next start looks again at the one beside the shard."""
+        for kept in (self.entry(blob, SUFFIX), *self.folder.glob(f"*{SET_SUFFIX}")):
+            kept.unlink(missing_ok=True)
 
 
 def is_copied(blob: Blob) -> bool:
@@ -140,15 +175,50 @@ def is_compressed(url: str) -> bool:
     return url.endswith((".gz", ".tgz"))
 
 
-def copy_uncompressed(blob: Blob, store: Store, file: BinaryIO, scratch: Path | None = None) -> None:
-    """Writes a shard as plain tar into an empty file; `scratch` is a folder with room for a compressed copy."""
-    if not is_compressed(blob.url):
-        return store.fetch(blob, file)
-    with tempfile.TemporaryFile(dir=scratch) as compressed:
-        store.fetch(blob, compressed)
-        compressed.seek(0)
-        _decompress(blob, compressed, file)
-    return None
+def copy_uncompressed(
+    blob: Blob, store: Store, file: BinaryIO, scratch: Path | None = None, sha256: str | None = None
+) -> None:
+    """Writes a shard as plain tar into a file; one that is damaged is fetched once more.
+
+    `scratch` is a folder with room for a compressed copy, `sha256` the digest that the plain tar must have. Raises
+    DamagedShardError when it is damaged again.
+    """
+    try:
+        _copy(blob, store, file, scratch, sha256)
+    except DamagedShardError:  # on the way, or where it lies?
+        _copy(blob, store, file, scratch, sha256)
+
+
+def _copy(blob: Blob, store: Store, file: BinaryIO, scratch: Path | None, sha256: str | None) -> None:
+    file.seek(0)
+    file.truncate()
+    counters.add("fetched_bytes", blob.size)
+    if is_compressed(blob.url):
+        with tempfile.TemporaryFile(dir=scratch) as compressed:
+            store.fetch(blob, _Scratch(compressed, file))
+            compressed.seek(0)
+            _decompress(blob, compressed, file)
+    else:
+        store.fetch(blob, file)
+    file.seek(0)
+    if sha256 is not None and sha256 != hashlib.file_digest(file, "sha256").hexdigest():
+        raise DamagedShardError(
+            f"{blob.url}: its content is not what its index tells; copy the shard again, or run `nnce index` on it"
+        )
+
+
+class _Scratch:
+    """A file without a name; what is written to it shows as a change of the file that other processes wait for."""
+
+    def __init__(self, file: BinaryIO, shown: BinaryIO):
+        self._file, self._shown = file, shown
+
+    def __getattr__(self, name: str) -> object:
+        return getattr(self._file, name)
+
+    def write(self, chunk: bytes) -> int:
+        os.utime(self._shown.fileno())
+        return self._file.write(chunk)
 
 
 def _decompress(blob: Blob, compressed: BinaryIO, file: BinaryIO) -> None:
@@ -162,6 +232,6 @@ def _decompress(blob: Blob, compressed: BinaryIO, file: BinaryIO) -> None:
     except (EOFError, zlib.error, OSError) as error:
         if isinstance(error, OSError) and error.errno is not None:
             raise  # the disk, not the data
-        raise ValueError(
+        raise DamagedShardError(
             f"{blob.url}: the gzip stream is damaged or cut short ({error}); copy the shard again"
         ) from error

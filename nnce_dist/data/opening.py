@@ -9,7 +9,7 @@ from functools import cached_property
 from pathlib import Path
 
 from . import set_index
-from .cache import ShardCache, is_compressed, make_once
+from .cache import SET_SUFFIX, ShardCache, is_compressed, make_once
 from .files import FileStore
 from .index import SUFFIX, ShardIndex, index_shard
 from .parallel import in_threads
@@ -73,7 +73,7 @@ def find_indexes(found: Found, store: Store, cache: ShardCache, say: Say) -> lis
     """
     if len(found.shards) < MANY:
         return _one_by_one(found.shards, store, cache, say)
-    kept = _kept(cache.folder, [blob.url for blob in found.shards], store, ".set.npz")
+    kept = _kept(cache.folder, [blob.url for blob in found.shards], store, SET_SUFFIX)
     if indexes := set_index.load(kept, found.digest):
         return indexes
     indexes = set_index.stored_set(found.shards, found.sidecars, store)

@@ -7,7 +7,7 @@ there. Holding is a shared lock on the open file, which ends with the process.
 import fcntl
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
@@ -43,13 +43,9 @@ def make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
     if not max_bytes:
         return
     with alone(folder):
-        copies = sorted(_copies(folder), key=lambda copy: copy[1].st_mtime_ns)
-        excess = sum(int(_COPY.fullmatch(path.name)[1]) for path, _ in copies) - max_bytes
-        for path, _ in copies:
-            if excess <= 0:
-                return
-            if _remove(path):
-                excess -= int(_COPY.fullmatch(path.name)[1])
+        copies = [(path, int(_COPY.fullmatch(path.name)[1])) for path, _ in _copies(folder)]
+        excess = sum(size for _, size in copies) - max_bytes
+        excess -= _remove_first(copies, excess)
     if excess > 0:
         raise NoRoomError(
             f"{folder}: no room for a shard of {num_bytes} bytes: {excess} more than data.cache_bytes={max_bytes} "
@@ -57,7 +53,29 @@ def make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
         )
 
 
-def _copies(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
+def evict(folder: Path, num_bytes: int) -> bool:
+    """Removes copies, whatever their bound, until so many bytes of the disk are free; False where all are held."""
+    with alone(folder):
+        return _remove_first([(path, status.st_size) for path, status in _copies(folder)], num_bytes) > 0
+
+
+def _remove_first(copies: Iterable[tuple[Path, int]], num_bytes: int) -> int:
+    """Removes the first of these copies that nobody holds; gives their bytes, `num_bytes` or more if there are."""
+    removed = 0
+    for path, size in copies:
+        if removed >= num_bytes:
+            break
+        if _remove(path):
+            removed += size
+    return removed
+
+
+def _copies(folder: Path) -> list[tuple[Path, os.stat_result]]:
+    """The longest unused first."""
+    return sorted(_stats(folder), key=lambda copy: copy[1].st_mtime_ns)
+
+
+def _stats(folder: Path) -> Iterator[tuple[Path, os.stat_result]]:
     for name in filter(_COPY.fullmatch, os.listdir(folder)):
         for path in (folder / name, _final(folder / name)):  # it may be finished meanwhile
             try:

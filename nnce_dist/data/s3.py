@@ -8,6 +8,7 @@ import os
 from base64 import b64encode
 from collections.abc import Awaitable, Callable, Iterator, Sequence
 from contextlib import suppress
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, TypeVar
@@ -68,6 +69,10 @@ class S3Store:
     def read(self, url: str) -> bytes:
         """See `Store.read`."""
         return self._client.persist("GetObject", url, lambda: self._read(url))
+
+    def stored_at(self, url: str) -> datetime:
+        """When an object was stored, by the service's clock, which tells seconds."""
+        return self._client.persist("GetObject", url, lambda: self._stored_at(url))
 
     def put(self, url: str, source: bytes | Path) -> None:
         """See `Store.put`. A file of more than `_PART` bytes goes up in parts, and appears when all are there."""
@@ -154,6 +159,11 @@ class S3Store:
         content = bytearray()
         await _copy(reply["Body"], content.extend, reply["ContentLength"])
         return bytes(content)
+
+    async def _stored_at(self, url: str) -> datetime:
+        reply = await self._ask("get_object", url, Range="bytes=0-0")
+        reply["Body"].close()
+        return reply["LastModified"]
 
     def _ask(self, method: str, url: str, **request) -> Awaitable[dict]:
         bucket, key = bucket_and_key(url)

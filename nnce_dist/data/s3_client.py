@@ -5,18 +5,17 @@ bodies. So both are told to try once, and the only retry loop is here (aiohttp a
 was kept turns out to be closed). Credentials come from the standard chain only and are never read or held here.
 """
 
-import asyncio
 import logging
 import os
 import time
 from collections.abc import Awaitable, Callable
 from typing import TypeVar
-from urllib.parse import urlsplit
 
 import s3fs
 import tenacity
 from fsspec.asyn import sync
 
+from ..config.checks import endpoint_problem
 from ..config.schema import S3
 from . import counters
 from .s3_errors import Call, Expired, TryAgain
@@ -64,8 +63,8 @@ class S3Client:
             except Expired as error:
                 if renewed:
                     raise PermissionError(f"{url}: {error}; log in again, or check the role of this process") from None
+                self._renew(call, end)
                 renewed = True
-                self._filesystem.connect(refresh=True)
                 raise
 
         tries = tenacity.Retrying(
@@ -84,15 +83,24 @@ class S3Client:
             ) from None
 
     def _once(self, call: Call, attempt: Callable[[], Awaitable[T]], end: float) -> T:
-        async def bounded() -> T:
-            return await asyncio.wait_for(attempt(), max(end - time.monotonic(), 0.01))
-
-        try:
-            return sync(self._filesystem.loop, bounded)
+        try:  # beyond its timeout, `sync` leaves what blocks the loop, too
+            return sync(self._filesystem.loop, attempt, timeout=max(end - time.monotonic(), 0.01))
         except TryAgain:
             raise
         except Exception as error:
             raise call.told_apart(error) from error
+
+    def _renew(self, call: Call, end: float) -> None:
+        """Looks the credentials up again; their source may be a program or a service that has faults of its own."""
+        try:
+            self._once(call, lambda: self._filesystem.set_session(refresh=True), end)
+        except Exception as error:
+            if type(error) is TryAgain:  # what has expired again will not pass
+                raise TryAgain(error.cause, f"no new credentials in place of expired ones: {error}") from error
+            raise PermissionError(
+                f"{call.url}: the credentials for {call} have expired and their source gives no new ones "
+                f"({' '.join(str(error).split())}); log in again, or check the role of this process"
+            ) from error
 
 
 def _count_retry(url: str, fault: TryAgain) -> None:
@@ -119,11 +127,6 @@ def _connect(settings: S3) -> s3fs.S3FileSystem:
 
 def _checked_endpoint(endpoint_url: str) -> str:
     """How messages name the service."""
-    if not endpoint_url:
-        return "AWS S3"
-    parts = urlsplit(endpoint_url)
-    if parts.scheme not in ("http", "https") or not parts.hostname:
-        raise ValueError("data.s3.endpoint_url must look like https://host:port")
-    if parts.username or parts.password or parts.query:
-        raise ValueError("data.s3.endpoint_url must not hold credentials; use the standard AWS credential chain")
-    return endpoint_url
+    if problem := endpoint_problem(endpoint_url):
+        raise ValueError(problem)
+    return endpoint_url or "AWS S3"

@@ -65,15 +65,15 @@ class Call:
         return self._refused(code, status)
 
     def _refused(self, code: str, status: int) -> Exception:
-        url, (bucket, key) = self.url, bucket_and_key(self.url)
+        url, (bucket, _) = self.url, bucket_and_key(self.url)
         if code in _CONFLICT and self.action == "PutObject":
             return FileExistsError(f"{url}: exists already")
         if code in _CONFLICT:
             return OSError(f"{url}: overwritten while it was read; shards must not change during a run")
         if code == "NoSuchBucket":
-            return FileNotFoundError(f"{url}: no bucket {bucket!r} at {self.endpoint}; check data.s3.endpoint_url")
+            return FileNotFoundError(f"{url}: no bucket {bucket!r}: {self}; check data.s3.endpoint_url")
         if code in _MISSING:
-            return FileNotFoundError(f"{url}: bucket {bucket!r} has no key {key!r}; check the name")
+            return FileNotFoundError(f"{url}: no such key: {self}; check the name")
         if code in _SKEWED:
             return PermissionError(f"{url}: refused ({code}): {self}; set this machine's clock, e.g. by NTP")
         if status == 403:

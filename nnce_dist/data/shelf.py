@@ -3,18 +3,19 @@
 import os
 import resource
 import threading
-from collections.abc import Iterable, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Hashable, Iterable, Sequence
+from concurrent.futures import CancelledError, Future, wait
 from functools import cache
 from itertools import islice
 
+from . import parallel
 from .cache import ShardCache, is_copied
 from .index import ShardIndex
 from .store import Blob
 
 _READERS = 8  # shards fetched at a time
 _EXTRAS = 4  # shards held that nobody announced
-_FETCH_DEADLINE = 3600.0  # seconds until a batch gives up a shard; each request to the store has its own
+_FETCH_DEADLINE = 3600.0  # seconds until a batch gives up its shards; each request to the store has its own
 
 
 class OpenFile:
@@ -37,8 +38,9 @@ class ShardShelf:
     def _begin(self) -> None:
         self._process, self._lock = os.getpid(), threading.Lock()
         self._held: dict[int, Future[OpenFile]] = {}
-        self._wanted: set[int] = set()
-        self._pool = ThreadPoolExecutor(_READERS, thread_name_prefix="fetch")
+        self._wants: dict[Hashable, set[int]] = {}
+        self._wanted: set[int] = set()  # by any reader
+        self._pool = parallel.DaemonPool(_READERS, "fetch")
 
     def __getstate__(self) -> tuple:
         return self._blobs, self._indexes, self._cache
@@ -46,22 +48,32 @@ class ShardShelf:
     def __setstate__(self, state: tuple) -> None:
         self.__init__(*state)
 
-    def want(self, shards: Iterable[int]) -> None:
-        """Holds exactly these shards from now on; those that are not near are fetched in this order."""
+    def want(self, shards: Iterable[int], reader: Hashable = None) -> None:
+        """Holds exactly these shards for a reader from now on; those that are not near are fetched in this order.
+
+        What other readers want stays. A reader that is done wants nothing.
+        """
         wanted = [int(shard) for shard in islice(shards, _most_open())]
         with self._own():
-            self._wanted = set(wanted)
+            self._wants[reader] = set(wanted)
+            if not wanted:
+                del self._wants[reader]
+            self._wanted = set().union(*self._wants.values())
             for shard in self._held.keys() - self._wanted:
                 self._held.pop(shard).cancel()
             for shard in wanted:
                 self._hold(shard)
 
-    def read(self, shard: int, offset: int, size: int) -> bytes:
-        """See `index.Shelf.read`."""
+    def wait_for(self, shards: Iterable[int]) -> None:
+        """Until those of the shards that are wanted are there, or cannot be had. Raises TimeoutError with one line."""
         with self._own():
-            future = self._hold(shard)
-        file = future.result(_FETCH_DEADLINE)
-        return os.pread(file.descriptor, size, offset)
+            fetches = {self._held[shard]: shard for shard in map(int, shards) if shard in self._held}
+        if late := wait(fetches, _FETCH_DEADLINE).not_done:
+            raise self._late(fetches[late.pop()])
+
+    def read(self, shard: int, offset: int, size: int) -> bytes:
+        """See `index.Shelf.read`; CancelledError where nobody wants the shard any more who did."""
+        return os.pread(self._file(shard).descriptor, size, offset)
 
     def discard(self, shard: int) -> bool:
         """See `index.Shelf.discard`."""
@@ -78,6 +90,25 @@ class ShardShelf:
         copied = [(self._blobs[shard], self._indexes[shard].num_bytes) for shard in shards]
         paths = {self._cache.copy_path(blob, size): size for blob, size in copied if is_copied(blob)}
         return sum(size for path, size in paths.items() if not path.exists())
+
+    def _file(self, shard: int) -> OpenFile:
+        with self._own():
+            future = self._hold(shard)
+        try:
+            file = future.result(_FETCH_DEADLINE)
+        except TimeoutError:
+            if future.done():  # the store gave up
+                raise
+            raise self._late(shard) from None
+        if parallel.ending.is_set():
+            raise CancelledError
+        return file
+
+    def _late(self, shard: int) -> TimeoutError:
+        return TimeoutError(
+            f"{self._blobs[shard].url}: not copied within {_FETCH_DEADLINE:g} s; the store is too slow for all that "
+            "a batch needs: set data.shuffle_bytes, so that it needs fewer shards"
+        )
 
     def _hold(self, shard: int) -> "Future[OpenFile]":
         if shard not in self._held or _failed(self._held[shard]):

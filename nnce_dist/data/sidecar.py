@@ -17,7 +17,8 @@ from .store import Blob, Store, local_path, open_store, scheme_of
 def stored_index(blob: Blob, store: Store) -> ShardIndex | None:
     """The index beside a shard, or None when there is none that belongs to the shard as it is now.
 
-    It must tell the shard's size and, on a disk, not be older; a copy of the shard can be checked by its sha256.
+    It must tell the shard's size and, on a disk, not be older; a copy of the shard can be checked by its sha256. In a
+    store a set may have come in any order, see `_is_older`.
     """
     url = blob.url + SUFFIX
     try:
@@ -32,7 +33,8 @@ def stored_index(blob: Blob, store: Store) -> ShardIndex | None:
 def add_indexes(urls: Sequence[str], settings: S3, processes: int, on_progress: Callable[[int], None]) -> list[str]:
     """Stores the index of every shard that has no valid one, and gives the URLs of the shards that had.
 
-    Each shard is read once, `processes` at a time; `on_progress` hears how many shards are done. Raises ValueError or
+    One that is older than its shard counts as none, wherever it lies: the shard may have been replaced by another. Each
+    shard is read once, `processes` at a time; `on_progress` hears how many shards are done. Raises ValueError or
     OSError with one line.
     """
     had, done = [], 0
@@ -75,12 +77,18 @@ class _Indexer:
 
     def __call__(self, url: str) -> _Found:
         blob, _ = self._store.peek(url, 1)
-        if index := stored_index(blob, self._store):
+        index = stored_index(blob, self._store)
+        if index and not (self.store_it and _is_older(url, self._store)):
             return _Found(url, index, was_there=True)
         index = read_index(blob, self._store)
         if self.store_it:
             self._store.put(url + SUFFIX, index.to_bytes())
         return _Found(url, index, was_there=False)
+
+
+def _is_older(url: str, store: Store) -> bool:
+    """Whether an index in a store was there before its shard as it is now; on a disk `stored_index` has looked."""
+    return scheme_of(url) == "s3" and store.stored_at(url + SUFFIX) < store.stored_at(url)
 
 
 def read_index(blob: Blob, store: Store) -> ShardIndex:

@@ -5,10 +5,10 @@ import math
 import time
 from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor, wait
+from concurrent.futures import CancelledError, Future, wait
 from contextlib import closing
 from functools import partial
-from itertools import count
+from itertools import count, islice
 from pathlib import Path
 
 import numpy as np
@@ -24,15 +24,18 @@ from .first_stage import FirstStage
 from .images import decode
 from .index import ShardSet
 from .opening import find_indexes, identify
+from .parallel import DaemonPool
 from .shards import Order, flips, mixing_window, rank_share
 from .shelf import ShardShelf
 from .store import expand, open_store
+
+Arrays = tuple[np.ndarray, np.ndarray]  # pictures (B, 3, H, W) and labels (B,)
 
 _log = logging.getLogger(__name__)
 
 MEMORY_BOUND = 2**30  # sets of at most so many decoded bytes are kept decoded
 _MUCH = 2**30  # bytes to be fetched before the first batch, of which the user is told
-_BATCH_DEADLINE = 300.0  # seconds for one batch to be decoded from the local disk
+_BATCH_DEADLINE = 300.0  # seconds for one batch to be read and decoded, once its shards are there
 
 
 def open_stream(
@@ -153,9 +156,10 @@ class ShardSource:
         if rank == 0:
             self._tell_of_a_wait(seed, range(start_samples_seen, start_samples_seen + global_batch))
         shares = self._shares(seed, count(start_samples_seen, global_batch), global_batch, share)
+        make = partial(self._arrays, seed)
         if not self._threads:
-            return _timed(self._batch(seed, share) for share in shares)
-        return _timed(_ahead(lambda share: self._batch(seed, share), shares, self._threads))
+            return _timed((make(share) for share in shares), shares)
+        return _timed(_ahead(make, partial(self._wait, seed), shares, self._threads), shares)
 
     def _tell_of_a_wait(self, seed: int, first_batch: range) -> None:
         """Says so where much must be fetched before there is a first batch, and what would make it less."""
@@ -171,17 +175,21 @@ class ShardSource:
         self, seed: int, starts: Iterable[int], global_batch: int, share: Callable[[int], range]
     ) -> Iterator[range]:
         """The positions of this rank's batches; the shards of those and of the coming ones are fetched and held."""
-        held_until = -1
+        held_until, reader = -1, object()
         try:
             for seen in starts:
                 if seen + global_batch > held_until:
                     in_work = max(seen - (self._threads + 1) * global_batch, 0)
                     end = seen + global_batch + self._ahead
-                    self._shards.shelf.want(self._order.shards_at(seed, range(in_work, end)))
+                    self._shards.shelf.want(self._order.shards_at(seed, range(in_work, end)), reader)
                     held_until = end - self._ahead // 2 if self._window else math.inf
                 yield share(seen)
         finally:
-            self._shards.shelf.want(())
+            self._shards.shelf.want((), reader)
+
+    def _wait(self, seed: int, positions: range) -> None:
+        """Until the shards of these positions are there, under the shelf's own deadline."""
+        self._shards.shelf.wait_for(self._order.shards_at(seed, positions))
 
     def raw(self, samples: Sequence[int] | None = None) -> tuple[Tensor, Tensor]:
         """Pictures uint8 (N, 3, H, W) and labels int64 (N,) of the samples with these numbers; all by default."""
@@ -193,15 +201,15 @@ class ShardSource:
         """The same order as encoded samples, to start a `wds.DataPipeline` with."""
         return FirstStage(self._shards, self._order, self._bad, seed, start_samples_seen + rank, world_size)
 
-    def _batch(self, seed: int, positions: range) -> Batch:
+    def _arrays(self, seed: int, positions: range) -> Arrays:
         ids = self._order.samples_at(seed, positions)
         pixels, labels = self._read(ids)
         if self._flip:
             mirrored = flips(seed, positions)
             pixels[mirrored] = pixels[mirrored][..., ::-1]
-        return Batch(to_unit(torch.from_numpy(pixels)), torch.from_numpy(labels))
+        return to_unit(pixels), labels
 
-    def _read(self, ids: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    def _read(self, ids: np.ndarray) -> Arrays:
         """Pixels and labels of the samples with these numbers, or of those in a bad one's place."""
         pixels = self._pictures[ids]
         used = self._pictures.used[ids]
@@ -209,35 +217,46 @@ class ShardSource:
         return pixels, self._shards.labels[used]
 
 
-def to_unit(pixels: Tensor) -> Tensor:
+def to_unit(pixels: np.ndarray) -> np.ndarray:
     """Pixels 0..255 (uint8) as float32 in [-1, 1]: the inverse of clip(127.5 x + 128) cut to integers."""
-    return pixels.float().div_(127.5).sub_(1)
+    x = np.divide(pixels, 127.5, dtype=np.float32)
+    x -= 1
+    return x
 
 
-def _timed(batches: Iterator[Batch]) -> Iterator[Batch]:
-    """The same batches; counts how long each was waited for."""
-    with closing(batches):
+def _timed(made: Iterator[Arrays], shares: Iterator[range]) -> Iterator[Batch]:
+    """What was made of the shares as batches; counts how long each was waited for."""
+    with closing(shares), closing(made):  # an error that somebody keeps would keep them open
         while True:
             start = time.perf_counter()
-            batch = next(batches)
+            pixels, labels = next(made)
             counters.add("wait_seconds", time.perf_counter() - start)
-            yield batch
+            yield Batch(torch.from_numpy(pixels), torch.from_numpy(labels))
 
 
-def _ahead(make: Callable[[range], Batch], shares: Iterator[range], threads: int) -> Iterator[Batch]:
-    """The batches in order, made by a few threads before they are asked for."""
-    pool = ThreadPoolExecutor(threads, thread_name_prefix="decode")
+def _ahead(
+    make: Callable[[range], Arrays], wait_for_shards: Callable[[range], None], shares: Iterator[range], threads: int
+) -> Iterator[Arrays]:
+    """What is made of the shares, in order, by a few threads before it is asked for."""
+    pool = DaemonPool(threads, "decode")
+    waiting = deque((share, pool.submit(make, share)) for share in islice(shares, threads + 1))
     try:
-        waiting = deque(pool.submit(make, next(shares)) for _ in range(threads + 1))
         while True:
-            batch = _result(waiting.popleft())
-            waiting.append(pool.submit(make, next(shares)))
-            yield batch
+            share, batch = waiting.popleft()
+            wait_for_shards(share)
+            try:
+                arrays = _result(batch)
+            except CancelledError:  # a shard in a bad one's place, which only a reader that is done had announced
+                arrays = make(share)
+            share = next(shares)
+            waiting.append((share, pool.submit(make, share)))
+            yield arrays
     finally:
-        pool.shutdown(wait=False, cancel_futures=True)
+        for _, batch in waiting:
+            batch.cancel()
 
 
-def _result(batch: Future) -> Batch:
+def _result(batch: "Future[Arrays]") -> Arrays:
     if not wait((batch,), _BATCH_DEADLINE).done:  # `result(timeout)` would raise what a store that gave up raises, too
         raise TimeoutError(f"a batch took more than {_BATCH_DEADLINE:g} s to read and decode; check the local disk")
     return batch.result()

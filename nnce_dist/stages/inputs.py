@@ -1,6 +1,7 @@
 """What jobs read: training and held-out data, the evaluation's features, reference statistics and labels."""
 
 import dataclasses
+import logging
 import math
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -19,6 +20,8 @@ from ..evaluation.evaluate import Reference
 from ..evaluation.evaluate import reference as reference_statistics
 from ..evaluation.features import FeatureNetwork, load_features
 from .folder import run_root
+
+_log = logging.getLogger(__name__)
 
 _REFERENCE_BATCH = 256
 
@@ -48,14 +51,14 @@ def skipped_list(config: Config) -> Path:
     return run_root(config) / SKIPPED
 
 
-def open_train(config: Config) -> ShardSource:
-    """The training stream."""
-    return open_stream(patterns(config)[0], config.data, cache_dir(config), train=True, skipped=skipped_list(config))
+def open_train(config: Config, say: Callable[[str], None] = _log.info) -> ShardSource:
+    """The training stream; `say` hears how far the indexing of a new set is."""
+    return open_stream(patterns(config)[0], config.data, cache_dir(config), True, skipped_list(config), say)
 
 
-def open_val(config: Config) -> ShardSource:
-    """The held-out pictures."""
-    return open_stream(patterns(config)[1], config.data, cache_dir(config), train=False, skipped=skipped_list(config))
+def open_val(config: Config, say: Callable[[str], None] = _log.info) -> ShardSource:
+    """The held-out pictures; `say` as for `open_train`."""
+    return open_stream(patterns(config)[1], config.data, cache_dir(config), False, skipped_list(config), say)
 
 
 def classes_known(config: Config) -> bool:

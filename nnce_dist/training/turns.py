@@ -53,7 +53,7 @@ class SharedStream:
     def _at(self, position: int, share: tuple) -> Batch:
         at, batch = self._latest.get(share, (-1, None))
         if at != position:
-            following, batches = self._following.get(share, (-1, None))
+            following, batches = self._following.pop(share, (-1, None))  # or two would hold their shards at a time
             if following != position:
                 seed, *rest = share
                 batches = self._stream.batches(seed, position, *rest)

@@ -62,7 +62,7 @@ def webdataset(task: Task) -> Iterator[Batch]:
     dataset = wds.WebDataset(task.shards, shardshuffle=1000, seed=0, empty_check=False).shuffle(1000)
     batches = dataset.map(_decoded_members).batched(task.batch, collation_fn=collate)
     for pixels, labels in wds.WebLoader(batches, batch_size=None, num_workers=task.workers):
-        yield to_unit(pixels), labels
+        yield torch.from_numpy(to_unit(pixels.numpy())), labels
 
 
 def webdataset_curl(task: Task) -> Iterator[Batch]:
@@ -91,7 +91,7 @@ def mosaicml(task: Task) -> Iterator[Batch]:
     if task.start:
         loader.load_state_dict(dataset.state_dict(task.start, from_beginning=True) | {"epoch": 0})
     for pixels, labels in loader:
-        yield to_unit(pixels), labels
+        yield torch.from_numpy(to_unit(pixels.numpy())), labels
 
 
 LOADERS: dict[str, tuple[str, Callable[[Task], Iterator[Batch]]]] = {

@@ -24,11 +24,14 @@ from s3_servers import KEY_ID, SECRET, only_credentials, s3_client
 
 from nnce_dist.config.schema import S3, Config, Data
 from nnce_dist.data import counters
+from nnce_dist.data.cache import DamagedShardError
 from nnce_dist.data.check import check
 from nnce_dist.data.images import encode_png
 from nnce_dist.data.pack import pack
+from nnce_dist.data.set_index import MANY
+from nnce_dist.data.sidecar import add_indexes
 from nnce_dist.data.source import Source, labelled
-from nnce_dist.data.store import open_store
+from nnce_dist.data.store import expand, open_store
 from nnce_dist.data.stream import open_stream
 from nnce_dist.stages import preflight
 from nnce_dist.stages.folder import claim, run_root
@@ -270,6 +273,44 @@ def test_expired_credentials_are_looked_up_again_once(store, data, tmp_path):
     assert store.requests == 2 and "have expired (ExpiredToken); log in again" in line
 
 
+@pytest.fixture
+def source_of_keys(tmp_path, monkeypatch):
+    """Makes a program the only source of credentials: the second time, it does what is given."""
+
+    def make(second_time):
+        keys = f'{{"Version": 1, "AccessKeyId": "{KEY_ID}", "SecretAccessKey": "{SECRET}"}}'
+        asked, program, settings = (tmp_path / name for name in ("asked", "keys.sh", "config"))
+        program.write_text(f"if [ -e {asked} ]; then {second_time}; fi\ntouch {asked}\necho '{keys}'\n")
+        settings.write_text(f"[default]\ncredential_process = /bin/sh {program}\n")
+        monkeypatch.setenv("AWS_CONFIG_FILE", str(settings))
+        monkeypatch.delenv("AWS_ACCESS_KEY_ID")
+        monkeypatch.delenv("AWS_SECRET_ACCESS_KEY")
+
+    return make
+
+
+@by_the_proxy
+@pytest.mark.parametrize(
+    ("second_time", "kind", "words"),
+    [
+        (
+            "echo out of luck >&2; exit 1",
+            PermissionError,
+            r"their source gives no new ones \(.*out of luck.*\); log in",
+        ),
+        ("exec sleep 4", TimeoutError, "within 1 s .*no new credentials in place of expired ones"),
+    ],
+)
+def test_credentials_that_cannot_be_looked_up_again_are_told_in_time(
+    store, data, tmp_path, source_of_keys, second_time, kind, words
+):
+    source_of_keys(second_time)
+    store.fail("expired")
+    line, seconds = failure(kind, URL, impatient(data, 1), tmp_path / "cache")
+    assert re.search(words, line) and line.startswith(URL)
+    assert store.requests == 1 and seconds < 3
+
+
 @by_the_proxy
 @pytest.mark.slow
 def test_other_refusals_fail_at_once(store, data, tmp_path):
@@ -281,11 +322,40 @@ def test_other_refusals_fail_at_once(store, data, tmp_path):
     assert store.requests == 3 and "overwritten while it was read" in line
 
 
+@by_the_proxy
+@pytest.mark.slow
+@pytest.mark.parametrize("count", [2, MANY])
+def test_a_shard_that_was_replaced_by_one_of_equal_size_is_indexed_anew(store, data, tmp_path, count):
+    def labels(first):
+        pixels = np.zeros((count, 32, 32, 3), np.uint8)
+        pictures = [labelled(str(n), encode_png(pixels[n]), (n + first) % 4) for n in range(count)]
+        return pack(Source(pictures, "black", 4), tmp_path / f"{first}", 1)
+
+    def opened():
+        store.fail("denied", count == MANY)  # a listing would tell that there are other indexes
+        return open_stream(pattern, data, tmp_path / "cache", train=False)
+
+    there, pattern = open_store([URL], data.s3), f"s3://{BUCKET}/replaced/{count}/{Path(labels(0)).name}"
+    urls = expand(pattern)
+    for url, path in zip(urls, expand(labels(0)), strict=True):
+        there.put(url, Path(path))
+    assert add_indexes(urls, data.s3, 1, print) == []
+    assert opened().raw([1])[1].tolist() == [1]
+    time.sleep(1.1)  # the service tells seconds
+    there.put(urls[1], Path(expand(labels(1))[1]))
+    with pytest.raises(DamagedShardError, match="run `nnce index` on it"):
+        opened().raw([1])
+    store.fail("nothing", 0)
+    assert add_indexes(urls, data.s3, 1, print) == [urls[0], *urls[2:]] and store.whole_shards == 1
+    assert opened().raw([1])[1].tolist() == [2]
+    assert add_indexes(urls, data.s3, 1, print) == urls
+
+
 @pytest.mark.parametrize(
     ("url", "kind", "words"),
     [
-        (f"s3://{BUCKET}/set/none.tar", FileNotFoundError, "bucket 'photos' has no key 'set/none.tar'"),
-        slow("s3://nowhere/a.tar", FileNotFoundError, "no bucket 'nowhere' at http"),
+        (f"s3://{BUCKET}/set/none.tar", FileNotFoundError, "s3:GetObject on bucket 'photos', key 'set/none.tar'"),
+        ("s3://nowhere/a.tar", FileNotFoundError, "no bucket 'nowhere': s3:GetObject on bucket 'nowhere', key 'a.tar'"),
         (f"s3://{BUCKET}/empty.tar", ValueError, "the shard is empty"),
         slow("s3://BAD_bucket!/a.tar", ValueError, "bucket name"),
     ],

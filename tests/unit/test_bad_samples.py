@@ -124,6 +124,24 @@ def test_a_damaged_shard_is_replaced_by_the_next_sample_for_sample(tmp_path):
         BadSamples(shards, "skip(2)", tmp_path / "other.jsonl").readable(5, read)
 
 
+def test_a_torn_last_line_of_the_list_is_left_out_and_written_over(tmp_path):
+    shards, path = ShardSet(["a"], [index_of(9)], None), tmp_path / "skipped.jsonl"
+
+    def read(sample):
+        if sample < 3:
+            raise ValueError(f"bad é {sample}")
+
+    BadSamples(shards, "skip(3)", path).readable(0, read)
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-40])
+    assert [one["key"] for one in read_skipped(path)] == ["0", "1"]
+    assert BadSamples(shards, "skip(3)", path).readable(2, read)[0] == 3
+    assert path.read_bytes() == whole
+    path.write_bytes(whole[:-40] + b"\n")
+    with pytest.raises(ValueError, match="^.*skipped.jsonl: not a list of skipped samples .*; move the file away$"):
+        read_skipped(path)
+
+
 @pytest.mark.parametrize("words", ["skip", "skip()", "skip(0)", "skip(-1)", "Fail", "skip(3) "])
 def test_other_words_are_refused(words):
     config = Config()

@@ -1,12 +1,14 @@
 """The bounded cache of shards, used by several processes, killed and damaged.  Run: pytest tests/unit/test_cache.py"""
 
 import dataclasses
+import errno
 import gzip
 import multiprocessing
 import os
 import re
 import signal
 import time
+from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
 from pathlib import Path
 
@@ -16,8 +18,10 @@ import torch
 from cache_files import in_use
 from shard_files import write_shards
 
+from nnce_dist.cli import _guarded
 from nnce_dist.config.schema import S3, Data
-from nnce_dist.data.cache import ShardCache
+from nnce_dist.data import counters
+from nnce_dist.data.cache import DamagedShardError, ShardCache
 from nnce_dist.data.files import FileStore
 from nnce_dist.data.room import NoRoomError, hold_copy, make_room
 from nnce_dist.data.shelf import OpenFile
@@ -136,6 +140,74 @@ def test_what_a_killed_process_left_is_taken_over_or_removed(compressed, tmp_pat
     del one
     _, path = held(shards[0], cache)
     assert path.read_bytes() == gzip.decompress(Path(shards[0]).read_bytes())
+
+
+class SlowStore(FileStore):
+    """Gives an object in many small pieces."""
+
+    def fetch(self, blob, file):
+        content = Path(blob.url).read_bytes()
+        for start in range(0, len(content), len(content) // 15):
+            file.write(content[start : start + len(content) // 15])
+            time.sleep(0.1)
+
+
+def test_a_compressed_shard_that_still_comes_is_waited_for(compressed, tmp_path):
+    shard, count = expand(compressed[0])[0], counters.since_now()
+    cache = ShardCache(tmp_path, SlowStore(), deadline=0.7)
+    with ThreadPoolExecutor(2) as pool:
+        (one, path), (two, _) = pool.map(lambda _: held(shard, cache), range(2))
+    assert path.read_bytes() == gzip.decompress(Path(shard).read_bytes())
+    assert count()["fetched_bytes"] == os.path.getsize(shard)
+
+
+class FullStore(FileStore):
+    """Fetches to a disk that has room for so many bytes of copies."""
+
+    def __init__(self, folder, num_bytes):
+        self.folder, self.num_bytes = folder, num_bytes
+
+    def fetch(self, blob, file):
+        size = len(gzip.decompress(Path(blob.url).read_bytes()))
+        if size + sum(path.stat().st_size for path in self.folder.glob("*.tar")) > self.num_bytes:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        super().fetch(blob, file)
+
+
+def test_on_a_full_disk_unheld_copies_give_way_and_without_any_it_is_no_bad_input(compressed, tmp_path, capsys):
+    pattern, size = compressed
+    shards, cache = expand(pattern), ShardCache(tmp_path, FullStore(tmp_path, 3 * size), deadline=1)
+    first, first_path = held(shards[0], cache)
+    second, second_path = held(shards[1], cache)
+    del first
+    third, _ = held(shards[2], cache)
+    fourth, _ = held(shards[3], cache)
+    assert second_path.exists() and not first_path.exists()
+    assert _guarded(lambda: held(shards[4], cache)) == 1
+    assert "no space left for" in capsys.readouterr().err
+    assert not list(tmp_path.glob("*.tmp"))
+
+
+class DamagingStore(FileStore):
+    """Objects are damaged on their way, a few times."""
+
+    def __init__(self, times):
+        self.times = times
+
+    def fetch(self, blob, file):
+        super().fetch(blob, file)
+        if self.times:
+            self.times -= 1
+            file.seek(blob.size // 2)
+            file.write(bytes(20))
+
+
+def test_a_compressed_shard_that_is_damaged_on_the_way_is_fetched_once_more(compressed, tmp_path):
+    shard = expand(compressed[0])[0]
+    _, path = held(shard, ShardCache(tmp_path, DamagingStore(1), deadline=1))
+    assert path.read_bytes() == gzip.decompress(Path(shard).read_bytes())
+    with pytest.raises(DamagedShardError, match="the gzip stream is damaged or cut short .*; copy the shard again"):
+        held(shard, ShardCache(tmp_path / "other", DamagingStore(2), deadline=1))
 
 
 def test_a_damaged_copy_is_made_again_and_damage_at_the_source_is_named(compressed, tmp_path):

@@ -1,11 +1,14 @@
 """Shards are read strictly, indexed once, and copied safely.  Run: pytest tests/unit/test_index.py"""
 
+import errno
 import gzip
 import io
 import multiprocessing
 import os
 import tarfile
+import threading
 import time
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
@@ -250,13 +253,32 @@ def test_waiting_for_another_writer_ends(tmp_path):
     make_once(tmp_path / "entry", other_writer, deadline=1)
 
 
+def test_another_writer_is_waited_for_as_long_as_it_writes(tmp_path):
+    begun = threading.Event()
+
+    def write_slowly(file):
+        for _ in range(15):
+            file.write(b"more")
+            file.flush()
+            begun.set()
+            time.sleep(0.1)
+
+    with ThreadPoolExecutor(1) as pool:
+        writer = pool.submit(make_once, tmp_path / "entry", write_slowly, 1)
+        assert begun.wait(10)
+        make_once(tmp_path / "entry", lambda file: pytest.fail("it is being written"), deadline=0.7)
+        writer.result(10)
+    assert (tmp_path / "entry").read_bytes() == b"more" * 15
+
+
 def test_a_full_disk_is_named(tmp_path):
     def write(file):
         with open("/dev/full", "wb", buffering=0) as full:
             full.write(b"x")
 
-    with pytest.raises(OSError, match="no space left for .*entry; free some or set data.cache_dir"):
+    with pytest.raises(OSError, match="no space left for .*entry; free some or set data.cache_dir") as caught:
         make_once(tmp_path / "entry", write, deadline=1)
+    assert caught.value.errno == errno.ENOSPC
     assert os.listdir(tmp_path) == []
 
 

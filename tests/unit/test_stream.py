@@ -4,6 +4,7 @@ import dataclasses
 import io
 import os
 import pickle
+import threading
 from itertools import islice
 from pathlib import Path
 
@@ -51,6 +52,10 @@ def take(source, count, *args, **kwargs):
     return torch.cat([batch.x for batch in batches]), torch.cat([batch.labels for batch in batches])
 
 
+def unit(pixels):
+    return torch.from_numpy(to_unit(pixels.numpy()))
+
+
 def test_raw_pictures_are_those_that_were_stored(opened):
     pixels, labels = opened(train=False).raw()
     for number in range(23):
@@ -67,13 +72,13 @@ def test_batches_follow_the_order_with_flips_of_their_positions(opened):
     x, y = take(source, 7, seed=11, start_samples_seen=0, global_batch=8)
     ids, mirrored = global_batch(11, 0, 56, 23), flips(11, range(56))
     expected = torch.stack([pixels[n].flip(-1) if flip else pixels[n] for n, flip in zip(ids, mirrored, strict=True)])
-    assert torch.equal(x, to_unit(expected)) and torch.equal(y, labels[ids])
+    assert torch.equal(x, unit(expected)) and torch.equal(y, labels[ids])
     assert x.dtype == torch.float32 and y.dtype == torch.int64 and 20 < mirrored.sum() < 36
 
 
 def test_unit_range_is_the_inverse_of_the_rounding_to_pixels():
     pixels = torch.arange(256, dtype=torch.uint8)
-    x = to_unit(pixels)
+    x = unit(pixels)
     assert (x.min(), x.max()) == (-1, 1)
     assert torch.equal((127.5 * x + 128).clip(0, 255).to(torch.uint8), pixels)
 
@@ -82,10 +87,8 @@ def test_flips_only_in_training_and_if_wanted(opened):
     for source in (opened(flip=False), opened(train=False)):
         pixels, _ = source.raw()
         x, _ = take(source, 1, seed=11, start_samples_seen=0, global_batch=23)
-        assert {tuple(row) for row in x.flatten(1).tolist()} == {
-            tuple(row) for row in to_unit(pixels).flatten(1).tolist()
-        }
-    assert torch.equal(x, to_unit(pixels))  # held-out data come in the order of the shards
+        assert {tuple(row) for row in x.flatten(1).tolist()} == {tuple(row) for row in unit(pixels).flatten(1).tolist()}
+    assert torch.equal(x, unit(pixels))  # held-out data come in the order of the shards
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 3, 6])
@@ -122,16 +125,19 @@ def test_wrong_divisions_and_small_sets_fail_at_once(opened):
         opened().batches(0, 0, 8, 0, 3)
 
 
-def test_an_abandoned_stream_stops_its_threads(opened):
-    import threading
+def test_an_abandoned_stream_stops_its_threads(opened, monkeypatch):
+    def workers():
+        return [thread for thread in threading.enumerate() if thread.name == "decode"]
 
+    slow = threading.Event()
+    monkeypatch.setattr(stream, "decode", lambda *picture: slow.wait(0.02) or np.zeros((3, 16, 16), np.uint8))
     batches = opened(loader_threads=2).batches(0, 0, 4)
     next(batches)
-    workers = [thread for thread in threading.enumerate() if thread.name.startswith("decode")]
+    working = workers()
     batches.close()
-    for thread in workers:
+    for thread in working:
         thread.join(5)
-    assert workers and not any(thread.is_alive() for thread in workers)
+    assert working and not workers()
 
 
 def test_statistics(opened):

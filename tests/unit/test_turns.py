@@ -41,6 +41,20 @@ class Counting(Numbers):
             yield batch
 
 
+class Open(Numbers):
+    """Counts the iterators that are read at a time."""
+
+    digest, reading, most = "numbers", 0, 0
+
+    def batches(self, *where):
+        self.reading += 1
+        self.most = max(self.most, self.reading)
+        try:
+            yield from super().batches(*where)
+        finally:
+            self.reading -= 1
+
+
 RATES = {"slow": 0.001, "middle": 0.01, "fast": 0.1}
 
 
@@ -95,3 +109,11 @@ def test_stopped_at_different_places_they_go_on_together(tmp_path):
     for name, state in states.items():
         assert_same(state, alone(name, tmp_path / "alone" / name))
     assert not errors and made == 15  # those that are behind catch up first; two to find out which they are
+
+
+def test_who_goes_on_elsewhere_has_left_the_place_before():
+    stream = Open()
+    shared = SharedStream(stream)
+    for start in (0, 80, 40):  # each holds shards of its own
+        next(shared.batches(5, start, 8, 0, 1, 0))
+    assert stream.most == 1 and stream.reading == 1
