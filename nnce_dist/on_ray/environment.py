@@ -75,8 +75,8 @@ def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None) -> N
     """Starts a Ray of our own.
 
     Its processes get its address in RAY_ADDRESS: Ray's own cleaners ask the state API without saying which cluster they
-    mean, fail where a second Ray runs on the machine, and then never give back a dead run's resources. The dashboard and
-    torch leave files in TMPDIR, which would also move Ray's sessions.
+    mean, fail where a second Ray runs on the machine, and then never give back a dead run's resources. In TMPDIR the
+    dashboard and torch leave files; by itself it would move Ray's sessions, too.
     """
     with socket.create_server((_LOOPBACK, 0)) as free:
         port = free.getsockname()[1]

@@ -3,8 +3,12 @@
 import enum
 import os
 import signal
+import threading
 import time
+from contextlib import suppress
 
+import ray
+import ray._private.state
 import ray.train
 import ray.train.torch
 import torch
@@ -19,17 +23,33 @@ from .watchdog import Watchdog
 _ASK_EVERY = 2.0  # seconds between two looks for a node's preemption notice
 
 
+class NodeNotice:
+    """Learns that this process's node will be taken away; its thread may wait for a head that is away, no step does."""
+
+    def __init__(self):
+        self.given = False
+        threading.Thread(target=self._follow, name="node-notice", daemon=True).start()
+
+    def _follow(self) -> None:
+        node = ray.get_runtime_context().get_node_id()
+        while not self.given:
+            with suppress(RuntimeError, ray.exceptions.RayError):  # the head is away; that is not decided here
+                # Ray Train's own watcher asks so, but only for worker groups; there is no public way.
+                self.given = node in ray._private.state.state.get_draining_nodes()
+            time.sleep(_ASK_EVERY)
+
+
 class TrialRuntime(LocalRuntime):
     """A trial alone in its process."""
 
-    def __init__(self, device: str, signals: WorkerSignals, watchdog: Watchdog):
+    def __init__(self, device: str, signals: WorkerSignals, watchdog: Watchdog, notice: NodeNotice):
         super().__init__(device, signals)
-        self._watchdog = watchdog
+        self._watchdog, self._notice = watchdog, notice
 
     def stop_signal(self) -> int | None:
-        """The signal that this process or the run's driver got."""
+        """The signal that this process or the run's driver got; SIGTERM, too, when its node will be taken away."""
         self._watchdog.alive()
-        return super().stop_signal()
+        return super().stop_signal() or (signal.SIGTERM if self._notice.given else None)
 
 
 class Leave(enum.Enum):

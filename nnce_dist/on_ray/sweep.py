@@ -12,6 +12,7 @@ from typing import Any, Protocol
 
 import torch
 from ray import cloudpickle, tune
+from ray.exceptions import RayActorError
 from ray.tune.execution import class_cache
 from ray.tune.search import Searcher
 
@@ -21,7 +22,7 @@ from . import resources
 from .callbacks import OnRestart
 from .environment import ClusterError
 from .failures import HOST_MEMORY, cause, describe, why_restarted
-from .runtime import TrialRuntime
+from .runtime import NodeNotice, TrialRuntime
 from .stopping import worker_signals
 from .train import TrainFn, bookkeeping, clear_bookkeeping, no_tale, run_on_workers
 from .watchdog import Watchdog
@@ -33,6 +34,13 @@ class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_P
 # A trial that only waits for its worker group takes next to nothing, and nothing that the group needs: on the head.
 _ON_HEAD = {"node:__internal_head__": 0.001}
 NOT_BEGUN = "its start"  # where a trial stopped that had no time to begin
+
+
+class _NodeTaken(RayActorError):
+    """A trial has saved and left a node that will be taken away; Tune counts no failure, as for a process lost so."""
+
+    def __init__(self):
+        super().__init__(error_msg="its node will be taken away", preempted=True)
 
 
 @dataclass(frozen=True)
@@ -141,8 +149,9 @@ class _Watch(tune.Callback):
         self._searcher.end(trial.trial_id, TrialOutcome(name, error=describe(error), traceback=str(error)))
 
     def on_trial_recover(self, iteration, trials, trial, **info) -> None:
-        """A trial's process was lost."""
-        self._sweep.tell_restart(self._searcher.at_work[trial.trial_id], _newest_error(trial))
+        """A trial's process was lost, or has left its node, which is no failure to tell of."""
+        if not isinstance(error := _newest_error(trial), _NodeTaken):
+            self._sweep.tell_restart(self._searcher.at_work[trial.trial_id], error)
 
 
 def _newest_error(trial) -> Exception:
@@ -231,7 +240,7 @@ class _Trial(tune.Trainable):
 
     def setup(self, config: dict, sweep: _Sweep) -> None:
         """Called by Tune in the process's main thread, the only one that may handle signals."""
-        self._sweep, self._signals = sweep, worker_signals()
+        self._sweep, self._signals, self._notice = sweep, worker_signals(), NodeNotice()
         self._signals.follow_run()
 
     def reset_config(self, new_config: dict) -> bool:
@@ -245,7 +254,8 @@ class _Trial(tune.Trainable):
             outcome = {"value": self._run(payload)}
         except Stopped as stopped:
             if self._sweep.workers.count == 1 and not self._signals.run:
-                raise  # this process alone was told to go: the trial goes on in another
+                # this process alone was told to go: the trial goes on in another
+                raise (_NodeTaken() if self._notice.given else stopped) from None
             outcome = {"stopped": stopped}
         except Exception as error:
             outcome = {"error": describe(error), "traceback": traceback.format_exc()}
@@ -260,4 +270,4 @@ class _Trial(tune.Trainable):
         torch.set_num_threads(workers.threads)
         with closing(Watchdog(workers.stall_timeout, sweep.run_dir)) as watchdog:
             device = "cuda" if workers.gpus else "cpu"
-            return sweep.trial_fn(payload, TrialRuntime(device, self._signals, watchdog))
+            return sweep.trial_fn(payload, TrialRuntime(device, self._signals, watchdog, self._notice))

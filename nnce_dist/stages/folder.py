@@ -27,7 +27,8 @@ MAY_DRIFT = (  # does not change what is computed
     *("data.cache_dir", "data.loader_threads", "data.s3.*", "evaluation.batch"),
     *("*.training.checkpoint_every", "*.training.keep_*", "*.training.micro_batch"),
 )
-DECIDES = ("workers.precision", "one_step.training.micro_batch")  # but these do: the critic averages inside one
+_MEAN = "one_step.training.micro_batch"  # what the critic averages over
+DECIDES = ("workers.precision", _MEAN)  # but these do
 RESULT = "result.json"
 PACKS = "packs"  # the stage of trials that share a process
 ERROR = "error.txt"  # the whole story of a job that failed
@@ -43,11 +44,21 @@ def decides(key: str) -> bool:
     return key in DECIDES or not any(fnmatch(key, pattern) for pattern in MAY_DRIFT)
 
 
+def _computed(settings: dict) -> dict:
+    """The settings, with a number for what the critic averages over: by itself it follows from `workers.count`."""
+    one_step = settings["one_step"]
+    training = one_step["training"]
+    if "one_step" in settings["run"]["stages"] and one_step["critic"] != "none" and not training["micro_batch"]:
+        training["micro_batch"] = training["batch"] // settings["workers"]["count"]
+    return settings
+
+
 def _changes(path: Path, config: Config) -> Iterator[tuple[str, str]]:
     """Settings that decide what is computed and differ from the file's: (key, in words)."""
-    for key, old, new in differences(read_yaml(path), to_dict(config)):
+    for key, old, new in differences(_computed(read_yaml(path)), _computed(to_dict(config))):
         if decides(key):
-            yield key, f"{key}: {old!r} there, {new!r} now"
+            share = " (by itself the batch / workers.count)" if key == _MEAN else ""
+            yield key, f"{key}: {old!r} there, {new!r} now{share}"
 
 
 def claim(config: Config, say: Callable[[str], None]) -> list[str]:

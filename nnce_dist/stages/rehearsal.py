@@ -117,8 +117,8 @@ def _weightless(config: Config, stage: str) -> Learning:
 def checkpoint_bytes(config: Config, stage: str) -> int:
     """Of one checkpoint on disk, at most; nothing of that size is made."""
     state = TrainState.of(_weightless(config, stage).task)
-    tensors = len(state.tensors()) + sum(_PER_PARAMETER * len(one.parameters) for one in state.trainees.values())
-    return state.num_bytes() + _PER_TENSOR * tensors + _NUMBERS
+    moments = sum(_PER_PARAMETER * len(one.parameters) for one in state.trainees.values())
+    return state.num_bytes() + _PER_TENSOR * (len(state.lasting_tensors()) + moments) + _NUMBERS
 
 
 def stacks(config: Config, stage: str) -> bool:

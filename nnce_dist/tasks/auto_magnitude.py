@@ -61,4 +61,4 @@ class AutoMagnitude:
 
     def load_extra_state(self, state: Mapping[str, Tensor]) -> None:
         """Restores it."""
-        self.state = rule.AutoState(*state["auto_magnitude"].cpu())
+        self.state, self._seen = rule.AutoState(*state["auto_magnitude"].cpu()), []  # what a step that failed had shown

@@ -91,7 +91,10 @@ class TenStepTask:
         self.magnitude.load_extra_state(state)
 
     def _next_velocity(self, mean_squared: Tensor) -> Tensor:
-        return torch.lerp(mean_squared, self.velocity.to(mean_squared.device), self.settings.velocity_decay)
+        """v_t moved towards those of a roll-out; one that is not finite, whose steps are skipped, moves nothing."""
+        velocity = self.velocity.to(mean_squared.device)
+        moved = torch.lerp(mean_squared, velocity, self.settings.velocity_decay)
+        return torch.where(mean_squared.isfinite().all(), moved, velocity)
 
     def _value_updates(self, x: Tensor, states: Tensor, labels: Tensor | None, m: float) -> Iterator[Update]:
         if self.settings.value_steps == "joint":

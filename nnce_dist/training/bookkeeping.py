@@ -106,11 +106,15 @@ class Bookkeeper:
             self.saver.guard.check()  # two jobs must not write one log
         figures = self.saver.figures | self.pace.figures()
         record = self.recorder.flush(state.samples_seen, skipped_steps=state.skipped_steps, **figures)
-        if name := self.training.keep_best:
-            if name not in record:
-                names = ", ".join(sorted(key for key in record if "/" in key))
-                raise ValueError(f"training.keep_best={name!r} is no figure of this training; there are: {names}")
-            self.saver.figure = record[name]
+        state.figure = self._figure(record)
+
+    def _figure(self, record: Mapping[str, float]) -> float | None:
+        """What `training.keep_best` names, if anything."""
+        name = self.training.keep_best
+        if name and name not in record:
+            names = ", ".join(sorted(key for key in record if "/" in key))
+            raise ValueError(f"training.keep_best={name!r} is no figure of this training; there are: {names}")
+        return record.get(name)
 
     def _save(self, state: TrainState) -> None:
         state.observed = {}

@@ -36,7 +36,6 @@ class Saver:
     ):
         self.directory, self.guard, self.facts, self.grace = directory, guard or Unguarded(), dict(facts or {}), grace
         self.mirror, self._uploads = mirror, Uploads(mirror, say) if mirror else None
-        self.figure: float | None = None  # what `training.keep_best` names, at the last log line
         self._host, self._saving = HostCopy(), Future()
         self._stalled, self._written = 0.0, {}
         self._saving.set_result(None)
@@ -63,7 +62,7 @@ class Saver:
         """Copies the state and returns; the checkpoint is committed later. Raises what went wrong with the last one."""
         start = time.perf_counter()
         self.wait()
-        snapshot = Snapshot(self._host.take(state.tensors()), {**state.scalars(), **self.facts, "figure": self.figure})
+        snapshot = Snapshot(self._host.take(state.tensors()), {**state.scalars(), **self.facts})
         self._saving = Future()
         threading.Thread(target=self._work, args=(self._saving, snapshot, training), name="saver", daemon=True).start()
         self._stalled += time.perf_counter() - start

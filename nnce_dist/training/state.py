@@ -3,6 +3,7 @@
 import copy
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -51,12 +52,15 @@ class Trainee:
     """One network with its optimiser and, where asked for, its moving average."""
 
     def __init__(self, network: nn.Module, settings: OptimiserSettings):
-        self.network, self.settings = network, settings
-        self.optimiser = _OPTIMISERS[settings.kind](
-            parameter_groups(network, settings), lr=settings.lr, betas=settings.betas, eps=settings.eps
-        )
-        self.parameters = [p for group in self.optimiser.param_groups for p in group["params"]]
+        self.network, self.settings, self._groups = network, settings, parameter_groups(network, settings)
+        self.parameters = [p for group in self._groups for p in group["params"]]
         self.ema = copy.deepcopy(network).requires_grad_(False).eval() if settings.ema_half_life else None
+
+    @cached_property
+    def optimiser(self) -> torch.optim.Optimizer:
+        """Made when it is needed: with the first one torch imports its compiler, for more than a second."""
+        settings = self.settings
+        return _OPTIMISERS[settings.kind](self._groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
     def set_learning_rate(self, samples_seen: int, total_samples: int, rate: float = 1.0) -> None:
         """Sets every group's rate to lr * group scale * `rate` * the factor of the step that starts here."""
@@ -127,6 +131,7 @@ class TrainState:
     samples_seen: int = 0
     skipped_steps: int = 0
     rate: float = 1.0  # factor on every learning rate, less than 1 after a roll-back
+    figure: float | None = None  # what `training.keep_best` names, at the last log line
     observed: dict[str, Tensor] = field(default_factory=dict)  # since the last log line: name -> (ranks, 2)
 
     @classmethod
@@ -139,32 +144,39 @@ class TrainState:
         """The networks to use after training, by name."""
         return {name: trainee.best for name, trainee in self.trainees.items()}
 
-    def tensors(self) -> dict[str, Tensor]:
-        """Every tensor by a flat name."""
+    def lasting_tensors(self) -> dict[str, Tensor]:
+        """Those that are there from the first step on, which the optimisers' are not; by a flat name."""
         flat = {f"task/{key}": value for key, value in self.task.extra_state().items()}
         flat |= {f"observed/{key}": value for key, value in self.observed.items()}
         for name, trainee in self.trainees.items():
             flat |= {f"network/{name}/{key}": value for key, value in trainee.network.state_dict().items()}
             if trainee.ema is not None:
                 flat |= {f"ema/{name}/{key}": value for key, value in trainee.ema.state_dict().items()}
-            for index, moments in trainee.optimiser.state_dict()["state"].items():
-                flat |= {f"optimiser/{name}/{index}/{key}": value for key, value in moments.items()}
         return {key: value.detach() for key, value in flat.items()}
 
-    def scalars(self) -> dict[str, float]:
+    def tensors(self) -> dict[str, Tensor]:
+        """Every tensor by a flat name."""
+        flat = self.lasting_tensors()
+        for name, trainee in self.trainees.items():
+            for index, moments in trainee.optimiser.state_dict()["state"].items():
+                flat |= {f"optimiser/{name}/{index}/{key}": value.detach() for key, value in moments.items()}
+        return flat
+
+    def scalars(self) -> dict[str, float | None]:
         """Every number outside the tensors."""
-        return {"samples_seen": self.samples_seen, "skipped_steps": self.skipped_steps, "rate": self.rate}
+        numbers = {"samples_seen": self.samples_seen, "skipped_steps": self.skipped_steps, "rate": self.rate}
+        return numbers | {"figure": self.figure}
 
     def load_scalars(self, scalars: Mapping[str, Any]) -> None:
         """Restores what `scalars` gave."""
         self.samples_seen, self.skipped_steps = scalars["samples_seen"], scalars["skipped_steps"]
-        self.rate = scalars.get("rate", 1.0)  # which the first checkpoints did not have
+        self.rate, self.figure = scalars.get("rate", 1.0), scalars.get("figure")  # the first checkpoints had neither
 
     def num_bytes(self) -> int:
         """Bytes of a checkpoint once the optimisers have their two moments of each parameter."""
-        tensors = [value for key, value in self.tensors().items() if not key.startswith("optimiser/")]
         moments = [parameter for trainee in self.trainees.values() for parameter in trainee.parameters]
-        return sum(tensor.nbytes for tensor in tensors) + 2 * sum(parameter.nbytes for parameter in moments)
+        lasting = self.lasting_tensors().values()
+        return sum(tensor.nbytes for tensor in lasting) + 2 * sum(parameter.nbytes for parameter in moments)
 
     def load_tensors(self, flat: Mapping[str, Tensor]) -> None:
         """Restores what `tensors` gave."""

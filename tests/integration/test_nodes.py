@@ -33,6 +33,35 @@ with session():
 """
 
 
+TRIALS = """
+import sys, test_nodes, test_on_ray
+from nnce_dist.on_ray.environment import session
+with session():
+    test_nodes.processes.wait_until(test_nodes.two_cpus, 60, "two nodes")
+    payloads = [{"name": name, "directory": sys.argv[1]} for name in ("a", "b")]
+    outcomes = test_on_ray.run_trials(
+        test_nodes.tell_where, payloads, test_on_ray.group(restarts=0), sys.argv[1], on_restart=test_on_ray.note_restart
+    )
+    print(sorted(outcome.value or outcome.error for outcome in outcomes))
+"""
+TAKEN = "127.0.0.3"
+
+
+def tell_where(payload, runtime):
+    """The nodes that the trial has been on: waits for the notice on the one that is taken, for its start elsewhere."""
+    import ray
+
+    from nnce_dist.training.runtime import stop_if_asked
+
+    told, node = Path(payload["directory"]) / payload["name"], ray.util.get_node_ip_address()
+    with told.open("a") as file:
+        file.write(f"{node} ")
+    while node == TAKEN or not any(TAKEN in path.read_text() for path in told.parent.glob("[ab]")):
+        stop_if_asked(runtime, "the notice")
+        time.sleep(0.2)
+    return told.read_text().split()
+
+
 def two_cpus():
     """Whether two nodes of one CPU each are there; one that was drained has none to give, and is gone soon."""
     import ray
@@ -103,3 +132,18 @@ def test_training_goes_on_with_the_nodes_that_stay(cluster, uninterrupted, tmp_p
     assert not restarts.exists() if take is drain else restarts.read_text().startswith(causes)
     weights = load_file(tmp_path / "smoke" / "teacher" / "weights.safetensors")
     assert_equal_to_rounding(weights, uninterrupted)
+
+
+def test_a_trial_leaves_a_node_that_will_be_taken_away_and_that_is_no_failure(cluster, tmp_path):
+    node = cluster.add_node(num_cpus=1)
+    line = [sys.executable, "-c", TRIALS, str(tmp_path)]
+    environment = processes.outside() | cluster.driver
+    driver = subprocess.Popen(line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    there = lambda: any(TAKEN in path.read_text() for path in tmp_path.glob("[ab]"))  # noqa: E731
+    processes.wait_until(lambda: driver.poll() is not None or there(), 60, "a trial on the node")
+    cluster.drain(seconds=120)
+    said = driver.communicate(timeout=100)
+    cluster.kill(node)  # as its owner does in the end
+    assert driver.returncode == 0, said
+    assert said[0].strip() == "[['127.0.0.2'], ['127.0.0.3', '127.0.0.2']]", said
+    assert not list(tmp_path.glob("*-restarts"))

@@ -51,7 +51,7 @@ def positions(directory: Path) -> list[int]:
 def test_the_newest_and_the_best_are_kept(tmp_path):
     saver, state = Saver(tmp_path), state_of(8)
     for samples_seen, figure in ((8, 3.0), (16, 1.0), (24, float("nan")), (32, 2.0), (40, None), (48, 2.0)):
-        saver.figure = figure
+        state.figure = figure
         commit(saver, state, samples_seen, keep_last=2, keep_best="a/loss")
     assert positions(tmp_path) == [16, 40, 48]
 

@@ -84,6 +84,25 @@ def test_what_was_lost_after_the_last_checkpoint_is_done_again_and_counted_once(
     assert log(tmp_path / "parts") == log(tmp_path / "whole")
 
 
+def figures(folder: Path) -> dict[int, float | None]:
+    """What `keep_best` compares, by the position of the checkpoint."""
+    paths = checkpoint.committed(folder / "checkpoints")
+    return {checkpoint.position(path): checkpoint.read_scalars(path)["figure"] for path in paths}
+
+
+KEPT = {"checkpoint_every": 16, "log_every": 48, "keep_last": 20, "keep_best": "a/loss"}
+
+
+@pytest.mark.parametrize("ranks", [1, 2])
+def test_checkpoints_before_the_next_log_line_have_the_figure_of_the_last_one(tmp_path, ranks):
+    run(tmp_path / "whole", ranks, **KEPT)
+    with pytest.raises(Stopped):
+        run(tmp_path / "parts", ranks, steps=8, **KEPT)
+    run(tmp_path / "parts", ranks, **KEPT)
+    whole = figures(tmp_path / "whole")
+    assert figures(tmp_path / "parts") == whole and whole[32] is None and len(set(whole.values())) == 5
+
+
 def test_another_number_of_ranks_goes_on_with_the_same_samples(tmp_path):
     whole = run(tmp_path / "whole")
     for ranks, steps in ((2, 7), (1, 3), (4, 5)):
@@ -206,6 +225,13 @@ def test_a_roll_back_goes_on_from_the_last_checkpoint_at_half_the_rate(tmp_path,
     manifest["sha256"]["state.json"] = checkpoint.sha256(path / "state.json")
     checkpoint.write_json(path / "manifest.json", manifest)
     assert same(run(tmp_path / "two", ranks), state)
+
+
+def test_after_a_roll_back_no_checkpoint_has_a_figure_of_the_abandoned_steps(tmp_path):
+    options = {"rollback": True, "keep_best": "a/loss", "log_every": 56}
+    with pytest.raises(Stopped, match="at 48 samples"):  # rolled back from 64 to 40, to before the log line at 56
+        run(tmp_path, task=lambda: Spoilt(1, at=64), steps=9, **options)
+    assert figures(tmp_path) == {40: None, 48: None}
 
 
 @pytest.mark.parametrize(("times", "at", "options"), [(2, 88, {}), (1, 0, {}), (1, 88, {"rollback": False})])

@@ -81,13 +81,36 @@ def test_spread_meets_the_whole_set():
 def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     config = configured(f"run.dir={tmp_path}")
     assert claim(config, print) == claim(config, print) == []
-    claim(configured(f"run.dir={tmp_path}", "run.verbose=true", "workers.count=2"), print)  # computes the same
+    claim(configured(f"run.dir={tmp_path}", "run.verbose=true", "data.loader_threads=3"), print)  # computes the same
     other = configured(f"run.dir={tmp_path}", "run.seed=9", "ten_step.tau1=0.5", "workers.precision=float32")
     with pytest.raises(
         ValueError, match="run.seed: 0 there, 9 now; ten_step.tau1: 0.1 there, 0.5 now; .*float32"
     ) as found:
         claim(other, print)
     assert "run.allow_drift=[run.seed,ten_step.tau1,workers.precision]" in str(found.value)
+
+
+@pytest.mark.parametrize(
+    ("then", "now"),
+    [
+        (["run.stages=[teacher,ten_step]"], ["run.stages=[teacher,ten_step]", "workers.count=2"]),
+        (["one_step.critic=none"], ["one_step.critic=none", "workers.count=2"]),
+        (["one_step.training.micro_batch=4"], ["one_step.training.micro_batch=4", "workers.count=2"]),
+        (["workers.count=2"], ["one_step.training.micro_batch=4"]),
+        (["workers.count=2"], ["workers.count=2", "workers.min=1"]),
+    ],
+)
+def test_a_run_goes_on_with_other_workers_where_the_critic_averages_over_as_many_samples(tmp_path, then, now):
+    claim(configured(f"run.dir={tmp_path}", *then), print)
+    assert claim(configured(f"run.dir={tmp_path}", *now), print) == []
+
+
+def test_a_critic_that_averages_over_a_workers_share_keeps_the_number_of_workers(tmp_path):
+    claim(configured(f"run.dir={tmp_path}"), print)
+    with pytest.raises(ValueError, match=r"micro_batch: 8 there, 4 now \(by itself the batch / workers.count\)"):
+        claim(configured(f"run.dir={tmp_path}", "workers.count=2"), print)
+    allowed = "run.allow_drift=[one_step.training.micro_batch]"
+    assert claim(configured(f"run.dir={tmp_path}", "workers.count=2", allowed), print)
 
 
 def test_settings_that_are_named_may_drift_and_the_manifest_says_so(tmp_path):

@@ -8,14 +8,16 @@ from dataclasses import replace
 
 import pytest
 import torch
+from toys import Silent
 
-from nnce_dist.config.schema import Objective, TenStep
+from nnce_dist.config.schema import Objective, TenStep, Training
 from nnce_dist.models.mlp import HarmonicMLP, ValueMLP
 from nnce_dist.models.preconditioning import EDMPrecond
 from nnce_dist.samplers.ten_step import TenStepSampler
 from nnce_dist.tasks import dxmi
 from nnce_dist.tasks.task import Batch
 from nnce_dist.tasks.ten_step import TenStepTask
+from nnce_dist.training.loop import iterate
 from nnce_dist.training.runtime import LocalRuntime
 from nnce_dist.training.seeding import SampleRandom
 from nnce_dist.training.state import TrainState, parameter_groups
@@ -84,6 +86,27 @@ def test_velocity_recursion_over_ranks_and_restore():
     other = make()
     other.load_extra_state(task.extra_state())
     assert torch.equal(other.velocity, task.velocity)
+
+
+def test_a_roll_out_that_is_not_finite_leaves_the_velocity_as_it_was():
+    task = make()
+    updates(task)
+    before = task.velocity.clone()
+    updates(task, mean_over_ranks=lambda mean: torch.where(torch.arange(T) == 1, math.nan, mean))
+    assert torch.equal(task.velocity, before)
+    updates(task)
+    assert task.velocity.isfinite().all() and not torch.equal(task.velocity, before)
+
+
+def test_a_skipped_iteration_moves_nothing():
+    task = make()
+    with torch.no_grad():
+        task.networks["sampler"].log_noise[0] = math.inf
+    state, training = TrainState.of(task), Training(samples=B, batch=B, max_skipped_steps=99)
+    before = {name: tensor.clone() for name, tensor in state.tensors().items()}
+    iterate(state, batch(), training, 3, LocalRuntime("cpu"), Silent())
+    assert state.skipped_steps == 1 + T + T
+    torch.testing.assert_close(state.tensors(), before, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("m", [1.0, 100.0, math.inf])
