@@ -4,7 +4,7 @@ import copy
 import dataclasses
 import difflib
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Collection, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
 from typing import Any
@@ -15,12 +15,8 @@ from yaml import YAMLError  # what OmegaConf.load raises
 
 from ..sweep.space import parse
 from .checks import contradictions
-from .schema import Config
-from .sweep_checks import sweep_contradictions
-
-# A number's field cannot hold a word.
-SPACE = "sweep.space."
-SPELLINGS = {"objective.noise_magnitude=auto": "objective.schedule.kind=auto"}
+from .schema import Config, MagnitudeSchedule
+from .sweep_checks import AUTO, MAGNITUDE, SCHEDULE, SPACE, sweep_contradictions, sweeps_magnitudes
 
 
 class ConfigError(ValueError):
@@ -62,9 +58,17 @@ def _reason(error: Exception) -> str:
     return str(error).split("\n")[0]
 
 
+def _set(config: DictConfig, key: str, value: Any) -> None:
+    """Sets one setting in place. M may be auto, a word that no number's field holds, until a number is given for it."""
+    if key == MAGNITUDE and value == AUTO:
+        key = SCHEDULE
+    OmegaConf.update(config, key, value)
+    if key == MAGNITUDE and config.objective.schedule.kind == AUTO:
+        OmegaConf.update(config, SCHEDULE, MagnitudeSchedule.kind)
+
+
 def _merge_one(config: DictConfig, assignment: str, known: list[str]) -> str | None:
     """Merges one `a.b=c` in place; the problem in one line if it cannot be."""
-    assignment = SPELLINGS.get(assignment, assignment)
     key, equals, value = assignment.partition("=")
     if not equals:
         return f"{assignment!r} is not a setting; write key=value (for example run.seed=1)"
@@ -75,7 +79,7 @@ def _merge_one(config: DictConfig, assignment: str, known: list[str]) -> str | N
         return _unknown(key, known)
     try:
         parsed = OmegaConf.from_dotlist([f"v={value}"]).v if value else ""
-        OmegaConf.update(config, key, parsed)
+        _set(config, key, parsed)
     except (OmegaConfBaseException, ValueError) as error:
         return f"{key}={value}: {_reason(error)}"
     return None
@@ -98,7 +102,7 @@ def _merge_file(config: DictConfig, file: Path, known: list[str]) -> list[str]:
     if not isinstance(tree, DictConfig):
         return [f"{file}: holds no settings; write them as in pipelines/presets"]
     problems = []
-    for key, node in _flat(tree):
+    for key, node in sorted(_flat(tree), key=lambda setting: setting[0] == SCHEDULE):  # a file's M leaves its auto on
         if key.startswith(SPACE):
             config.sweep.space[key.removeprefix(SPACE)] = str(node._value())
             continue
@@ -106,7 +110,7 @@ def _merge_file(config: DictConfig, file: Path, known: list[str]) -> list[str]:
             problems.append(f"{file.name}: {_unknown(key, known)}")
             continue
         try:
-            OmegaConf.update(config, key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value())
+            _set(config, key, OmegaConf.to_container(node) if OmegaConf.is_config(node) else node._value())
         except OmegaConfBaseException as error:
             problems.append(f"{file.name}: {key}: {_reason(error)}")
     return problems
@@ -157,15 +161,32 @@ def load(overrides: list[str], presets: Path, default_preset: str) -> Config:
     result = OmegaConf.to_object(config)
     problems += filter(None, (out_of_range(*leaf) for leaf in leaves(result)))
     problems += (f"run.allow_drift: {_unknown(key, known)}" for key in result.run.allow_drift if key not in known)
-    problems += contradictions(result)
-    problems += space_problems(result, known)
+    if wrong := space_problems(result, known):
+        problems += _as_run(result) + wrong
+    else:
+        problems += _contradictions(result) + sweep_contradictions(result)
     if problems:
         raise ConfigError(problems)
     return result
 
 
+def _contradictions(config: Config, settings: Collection[str] = ()) -> list[str]:
+    """Those of a trial that has these settings of its own; without such, those of the run that a trial may have too."""
+    found, swept = _as_run(config), config.sweep.space
+    if not (found and swept) or swept.keys() & settings:
+        return found
+    trial, _ = _changed(config, {key: parse(text).values[0] for key, text in swept.items()})
+    return [line for line in found if line in _as_run(trial)]
+
+
+def _as_run(config: Config) -> list[str]:
+    """All contradictions but those with lists of M that the run has no trials over."""
+    unused = {} if sweeps_magnitudes(config) else {"noise_magnitudes": [], "nwj": False, "held": False}
+    return contradictions(dataclasses.replace(config, sweep=dataclasses.replace(config.sweep, **unused)))
+
+
 def space_problems(config: Config, known: list[str]) -> list[str]:
-    """What is wrong with `sweep.space`: unknown settings, distributions that are none, values that are not allowed."""
+    """What is wrong with each line of `sweep.space`: no setting, no distribution, values that are not allowed."""
     problems = []
     for key, text in config.sweep.space.items():
         try:
@@ -175,21 +196,21 @@ def space_problems(config: Config, known: list[str]) -> list[str]:
             continue
         if key not in known:
             problems.append(f"sweep.space: {_unknown(key, known)}")
-        elif wrong := next(filter(None, (_wrong_value(config, key, value) for value in values)), None):
-            problems.append(f"{SPACE}{key}={text}: {wrong}")
-    return problems or sweep_contradictions(config)
-
-
-def _wrong_value(config: Config, key: str, value: Any) -> str | None:
-    try:
-        with_settings(config, {key: value})
-    except ConfigError as error:
-        return error.problems[0]
-    return None
+        elif wrong := [line for value in values for line in _changed(config, {key: value})[1]]:
+            problems.append(f"{SPACE}{key}={text}: {wrong[0]}")
+    return problems
 
 
 def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
     """The configuration with other values of some settings, by dotted key. Raises ConfigError if one is not allowed."""
+    result, problems = _changed(config, settings)
+    if problems := problems or _contradictions(result, settings):
+        raise ConfigError(problems)
+    return result
+
+
+def _changed(config: Config, settings: Mapping[str, Any]) -> tuple[Config, list[str]]:
+    """The configuration with other values of some settings, and what is wrong with each of these for itself."""
     result, problems = copy.deepcopy(config), []
     for key, value in settings.items():
         *path, name = key.split(".")
@@ -201,9 +222,7 @@ def with_settings(config: Config, settings: Mapping[str, Any]) -> Config:
         except OmegaConfBaseException as error:
             problems.append(f"{key}={value}: {_reason(error)}")
     problems += filter(None, (out_of_range(*leaf) for leaf in leaves(result) if leaf[0] in settings))
-    if problems := problems or contradictions(result):
-        raise ConfigError(problems)
-    return result
+    return result, problems
 
 
 def from_dict(tree: dict) -> Config:

@@ -160,7 +160,8 @@ class Teacher:
 class MagnitudeSchedule:
     """M on its way to `objective.noise_magnitude`, or `one_step.critic_noise_magnitude` (ratio/magnitude.py)."""
 
-    # auto (also spelt objective.noise_magnitude=auto): ratio/auto_magnitude.py chooses, noise_magnitude is not used
+    # auto (also spelt objective.noise_magnitude=auto, and ended by a number there): ratio/auto_magnitude.py chooses,
+    # noise_magnitude is not used; the one-step critic stays at its own M
     kind: str = ranged("constant", choices=("constant", "geometric", "cosine", "piecewise", "auto"))
     start: float = ranged(1.0, 1)  # geometric, cosine: M at the first sample
     until: float = ranged(1.0, 1e-6, 1)  # geometric, cosine: fraction of training after which M stays
@@ -279,7 +280,8 @@ class Sweep:
 
     noise_magnitudes: list[float] = field(default_factory=lambda: [1.0, 10.0, 100.0, 1000.0])
     nwj: bool = True  # also M = inf
-    seeds: list[int] = ranged_list(0, 2**31 - 1)  # density ratio and a space: each trial with each of these as run.seed
+    # density ratio and a space: each trial with each of these as run.seed; sweep.space.run.seed is in their place:
+    seeds: list[int] = ranged_list(0, 2**31 - 1)
     held: bool = True  # also the small M with gamma*(M+1)/M held fixed
     zero_energy: bool = True  # also the control with the energy's weight at 0
     concurrent: int = ranged(0, 0)  # trials at a time; 0: as many as fit

@@ -2,26 +2,29 @@
 
 from collections.abc import Iterator
 
-from ..sweep.space import Distribution, parse, points
-from .schema import Config
+from ..sweep.space import Distribution, parse
+from ..sweep.strategies import misfits
+from .schema import Config, Sweep
 
 # Settings that trials of a stage may differ in: all else is shared by them, or changes nothing that is learned.
+# What a run is about comes first: it takes the settings that no stage has for itself.
 STAGES = {
-    "teacher": ("teacher.", "network.", "data.flip"),
+    "density_ratio": ("density_ratio.", "objective."),
     "ten_step": ("ten_step.", "objective."),
     "one_step": ("one_step.", "objective.schedule."),
-    "density_ratio": ("density_ratio.", "objective."),
+    "teacher": ("teacher.", "network.", "data.flip"),
 }
-SEED = "run.seed"
+SEED, MAGNITUDE, SCHEDULE = "run.seed", "objective.noise_magnitude", "objective.schedule.kind"
+SPACE, AUTO = "sweep.space.", "auto"
 ADAPTIVE = ("asha", "pbt", "tpe")  # decide as the sweep goes on
 INTERVALS = {"asha": "rung", "pbt": "generation"}  # what sweep.interval is the length of
 
 
 def swept_stage(config: Config) -> str | None:
-    """The stage of the run that every setting of the space belongs to; None if there is none."""
+    """The first of `STAGES` in the run that every setting of the space belongs to; None if there is none."""
     keys = [key for key in config.sweep.space if key != SEED]
-    fitting = (stage for stage in config.run.stages if all(key.startswith(STAGES[stage]) for key in keys))
-    return next(fitting, None)
+    fitting = (stage for stage, settings in STAGES.items() if all(key.startswith(settings) for key in keys))
+    return next((stage for stage in fitting if stage in config.run.stages), None)
 
 
 def trials_stage(config: Config) -> str | None:
@@ -31,15 +34,17 @@ def trials_stage(config: Config) -> str | None:
     return next((stage for stage in ("density_ratio", "ten_step") if stage in config.run.stages), None)
 
 
+def sweeps_magnitudes(config: Config) -> bool:
+    """Whether the run has trials over the lists of M: a space is in their place, unless it is of a later stage."""
+    return not config.sweep.space or (swept_stage(config) == "one_step" and "ten_step" in config.run.stages)
+
+
 def space(config: Config) -> dict[str, Distribution]:
-    """The parsed space; `sweep.seeds` are a grid of it."""
+    """The parsed space; `sweep.seeds` are a grid of it, unless it has seeds of its own."""
     found = {key: parse(text) for key, text in config.sweep.space.items()}
-    return found | ({SEED: Distribution("grid", tuple(config.sweep.seeds))} if config.sweep.seeds else {})
-
-
-def num_trials(config: Config) -> int:
-    """How many trials the space gives."""
-    return len(points(space(config), draws(config), config.run.seed))
+    if config.sweep.seeds:
+        found.setdefault(SEED, Distribution("grid", tuple(config.sweep.seeds)))
+    return found
 
 
 def per_process(config: Config) -> int:
@@ -55,11 +60,14 @@ def draws(config: Config) -> int:
 
 def sweep_contradictions(config: Config) -> list[str]:
     """One line about each."""
-    if not config.sweep.space:
-        return (
-            ["sweep.mode=max: M is chosen by a distance; it is for sweep.space"] if config.sweep.mode != "min" else []
-        )
-    return list(_contradictions(config))
+    return list(_contradictions(config) if config.sweep.space else _without_space(config.sweep))
+
+
+def _without_space(sweep: Sweep) -> Iterator[str]:
+    if sweep.mode != "min":
+        yield "sweep.mode=max: M is chosen by a distance; it is for sweep.space"
+    if sweep.metric != Sweep.metric:
+        yield f"sweep.metric={sweep.metric}: M is chosen by {Sweep.metric}; another metric is for sweep.space"
 
 
 def _lengths(config: Config, stage: str, keys: list[str]) -> Iterator[str]:
@@ -73,6 +81,15 @@ def _lengths(config: Config, stage: str, keys: list[str]) -> Iterator[str]:
     if sweep.strategy in ADAPTIVE:
         for key in {f"{stage}.training.samples", f"{stage}.training.batch"} & {*keys}:
             yield f"sweep.strategy={sweep.strategy}: judges trials at the same samples; take {key} out of sweep.space"
+
+
+def _auto(config: Config, stage: str | None) -> Iterator[str]:
+    found = space(config)
+    kinds = found[SCHEDULE].values if SCHEDULE in found else (config.objective.schedule.kind,)
+    if {*kinds} == {AUTO} and MAGNITUDE in found:
+        yield f"{MAGNITUDE}={AUTO}: chooses M by itself; take {MAGNITUDE} out of sweep.space"
+    if stage == "one_step" and SCHEDULE in found and AUTO in kinds:
+        yield f"{SPACE}{SCHEDULE}: {AUTO} is not for the one-step critic, which has an M that is given; take it out"
 
 
 def _contradictions(config: Config) -> Iterator[str]:
@@ -94,7 +111,10 @@ def _contradictions(config: Config) -> Iterator[str]:
         yield f"{key}: a population of one learns from nobody; set sweep.trials, for example sweep.trials=8"
     if sweep.strategy == "pbt" and config.run.mirror:
         yield f"{key}: states that trials take over are not copied to run.mirror; use a folder that all nodes see"
+    if sweep.strategy == "pbt":
+        yield from misfits(space(config))
+    if sweep.mode == "max" and sweep.metric == Sweep.metric:
+        yield f"sweep.mode=max: {sweep.metric} is a distance, low is good; use sweep.mode=min, or another sweep.metric"
     if stage := swept_stage(config):
         yield from _lengths(config, stage, list(kinds))
-    if config.objective.schedule.kind == "auto" and "objective.noise_magnitude" in kinds:
-        yield "objective.noise_magnitude=auto: chooses M by itself; take objective.noise_magnitude out of sweep.space"
+    yield from _auto(config, swept_stage(config))

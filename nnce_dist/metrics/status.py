@@ -1,11 +1,13 @@
 """What is known of a job: how far its training is, what it does now, or what became of it."""
 
 import math
+import re
 from dataclasses import dataclass, replace
 
 from .names import Record
 
 TRAINING, TRAINED = "training", "trained"
+ENDS = ("failed", "judged", "evaluated", "not copied yet")  # how events begin after which a job does nothing more
 
 
 @dataclass(frozen=True)
@@ -34,8 +36,8 @@ class Status:
 
     @property
     def state_in_short(self) -> str:
-        """Without what follows a colon: the reason of a failure."""
-        return self.state.partition(":")[0]
+        """Without what follows a colon, the reason of a failure, and without the samples at which it goes on."""
+        return re.split(r":| at \d", self.state, maxsplit=1)[0]
 
 
 class Statuses(dict[str, Status]):
@@ -61,7 +63,7 @@ class Statuses(dict[str, Status]):
         figure = record.get(self._metric, record.get(f"evaluation/{self._metric}", before.figure))
         known = replace(before, settings=record.get("settings") or _magnitude(record) or before.settings, figure=figure)
         if told:
-            return replace(known, state=str(told), finished="event" in record)
+            return replace(known, state=str(told), finished=str(told).startswith(ENDS))
         done, total = record["samples_seen"], record["samples_total"]
         state, speed = TRAINED if done >= total else TRAINING, record.get("images_per_second", 0.0)
         return replace(known, state=state, finished=state == TRAINED, done=done, total=total, per_second=speed)

@@ -45,7 +45,7 @@ class TrialRow:
     @property
     def score(self) -> float:
         """The metric's value, lower is better; inf without one."""
-        if self.value is None or math.isnan(self.value):
+        if self.value is None or not math.isfinite(self.value):
             return math.inf
         return self.value if self.mode == "min" else -self.value
 
@@ -77,15 +77,21 @@ class SweepData:
 
 
 def best_of(trials: Iterable[TrialRow]) -> list[TrialRow]:
-    """The trials whose settings did best, the best seed first; empty if none was finished."""
+    """The finished trials of the settings that did best, the best seed first; empty if none was finished."""
     first = next(iter(ranked(trials)), [])
-    return first if first and math.isfinite(mean_score(first)) else []
+    return [trial for trial in first if math.isfinite(trial.score)]
 
 
 def ranked(trials: Iterable[TrialRow]) -> list[list[TrialRow]]:
-    """Trials that came to their end, by settings: the best mean over seeds first, then the best seed."""
+    """Trials that came to their end, by settings, the best first (`rank`); of each the best seed first."""
     groups = by_settings(trial for trial in trials if trial.state in ("finished", "diverged")).values()
-    return [sorted(group, key=lambda trial: trial.score) for group in sorted(groups, key=mean_score)]
+    return [sorted(group, key=lambda trial: trial.score) for group in sorted(groups, key=rank)]
+
+
+def rank(trials: Iterable[TrialRow]) -> tuple[int, float]:
+    """Of the same settings with several seeds, low is good: most finished seeds first, then the mean over these."""
+    finite = [trial for trial in trials if math.isfinite(trial.score)]
+    return -len(finite), mean_score(finite) if finite else math.inf
 
 
 def mean_score(trials: Iterable[TrialRow]) -> float:

@@ -4,7 +4,7 @@ import dataclasses
 from pathlib import Path
 
 from ..config.load import to_yaml, with_settings
-from ..config.schema import Config, Teacher
+from ..config.schema import Config, Sweep, Teacher
 from ..config.sweep_checks import trials_stage
 from ..report.trials import SEED, SweepData, TrialRow
 from . import density_ratio_run
@@ -14,6 +14,7 @@ from .trials import AUTO
 FILE = "best.yaml"
 LONGEST_NAME = 63  # of a run
 ENDING = "-best"
+SEARCH = ("space", "strategy", "trials", "metric", "mode", "interval", "reduction", "batch")  # of a space alone
 CHANGED = "# Its settings changed in training (sweep.strategy=pbt); these are the last ones, and hold from the start.\n"
 
 
@@ -39,7 +40,8 @@ def best_configuration(config: Config, root: Path, best: list[TrialRow]) -> Conf
     sweep = dataclasses.replace(
         chosen.sweep,
         noise_magnitudes=[] if chosen.objective.schedule.kind == AUTO else [chosen.objective.noise_magnitude],
-        **{"nwj": False, "held": False, "zero_energy": False, "space": {}, "strategy": "grid", "trials": 0},
+        **{"nwj": False, "held": False, "zero_energy": False},
+        **{name: getattr(Sweep(), name) for name in SEARCH},
         seeds=_seeds(config, best) if repeated else [],
     )
     name = f"{config.run.name[: LONGEST_NAME - len(ENDING)]}{ENDING}"

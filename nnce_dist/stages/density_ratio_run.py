@@ -1,6 +1,7 @@
 """A run about a density ratio: its trials over M and seeds, its plan, the rows and curves of its report."""
 
 import dataclasses
+import math
 import statistics
 from collections.abc import Callable
 from pathlib import Path
@@ -49,21 +50,26 @@ def run_stage(config: Config, root: Path, jobs: Launcher, say: Callable[[str], N
     if best := best_trial(config, results):
         m = best.reached(by_trial(config, results)[best])
         say(f"best noise magnitude: {m:g} (chosen on vectors that no reported figure sees)")
+    else:
+        say("best noise magnitude: none, because every trial that competes failed or diverged")
     return results
 
 
 def best_trial(config: Config, results: list[dict]) -> Trial | None:
-    """The magnitude with the lowest selection figure in the mean over its finished seeds; None without any."""
-    means = {
-        trial: statistics.fmean(result["selection"] for result in done)
-        for trial, done in by_trial(config, results).items()
-        if done and not trial.held
-    }
-    return min(means, key=means.get, default=None)
+    """The magnitude that most seeds finished with; of these the one with the lowest mean selection figure over them.
+
+    None where no seed finished with any: those that failed or diverged do not count.
+    """
+    ranks = {}
+    for trial, done in by_trial(config, results).items():
+        finite = [one["selection"] for one in done if math.isfinite(one["selection"])]
+        if finite and not trial.held:
+            ranks[trial] = -len(finite), statistics.fmean(finite)
+    return min(ranks, key=ranks.get, default=None)
 
 
 def by_trial(config: Config, results: list[dict]) -> dict[Trial, list[dict]]:
-    """The finished results of each magnitude, in the order of the seeds."""
+    """The results of each magnitude that did not fail, diverged ones too, in the order of the seeds."""
     done, found = {result["name"]: result for result in results if "error" not in result}, {}
     for trial, name, _ in trials(config):
         found.setdefault(trial, []).extend([done[name]] if name in done else [])

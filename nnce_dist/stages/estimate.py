@@ -94,23 +94,28 @@ class Estimate:
         seen = (training_records(path.parent) for path in folder.rglob(FILE_NAME))
         return len(list(folder.rglob(RESULT))), sum(records[-1]["samples_seen"] for records in seen if records)
 
+    @property
+    def batch(self) -> int:
+        """Samples of the step that hours are reckoned from."""
+        return getattr(self.kinds[0], self.stage).training.batch
+
     @cached_property
     def step(self) -> Step:
-        """A step of one trial: from the records of this run, otherwise measured here."""
+        """A step of one trial of the first kind: from the records of this run, otherwise measured here."""
         return self._recorded() or step_time.measured(self.kinds[0], self.stage)
 
     def _recorded(self) -> Step | None:
         files = (run_root(self.config) / self.stage).rglob(FILE_NAME)
-        seconds = [record["step_seconds"] for path in files for record in read(path) if "step_seconds" in record]
-        if not seconds:
+        speeds = [speed for path in files for record in read(path) if (speed := record.get("images_per_second"))]
+        if not speeds:
             return None
         together = self.trials / math.ceil(self.trials / per_process(self.config))  # a pack's step is one of each
-        how = f"the median of {len(seconds):,} records of this run"
-        return Step(statistics.median(seconds) / together, how, measured=False)
+        how = f"the median of {len(speeds):,} records of this run"
+        return Step(self.batch / statistics.median(speeds) / together, how, measured=False)
 
     def hours(self, samples: int) -> float:
-        """Device-hours of training so many samples."""
-        return samples / self.training.batch * self.step.seconds * self.config.workers.count / 3600
+        """Device-hours of training so many samples; in batches of other sizes a sample is taken to cost the same."""
+        return samples / self.batch * self.step.seconds * self.config.workers.count / 3600
 
     @cached_property
     def checkpoint_bytes(self) -> int:

@@ -15,7 +15,7 @@ from ..training.runtime import Runtime, stop_if_asked
 from . import draws
 from .folder import read_result
 from .job import Job
-from .learnings import LEARNINGS
+from .learnings import LEARNINGS, result_of
 from .packs import run_pack
 
 
@@ -39,7 +39,7 @@ def learn(job: Job) -> dict:
     learning = LEARNINGS[job.stage](job)
     with job.prepared(learning) as where:
         state = train(learning.task, *where)
-    return learning.finish(state.best, state.samples_seen)
+    return result_of(job, learning, state.best, state.samples_seen)
 
 
 def learn_segment(job: Job, until: int, metric: str) -> dict:
@@ -48,9 +48,7 @@ def learn_segment(job: Job, until: int, metric: str) -> dict:
     with job.prepared(learning) as where:
         state = train(learning.task, *where, until=until)
     finished = until == learning.settings.training.samples
-    result = learning.finish(state.best, state.samples_seen) if finished else {"samples": until}
-    if finished and "selection" not in result:
-        result["selection"] = learning.select(state.best)
+    result = result_of(job, learning, state.best, state.samples_seen) if finished else {"samples": until}
     if metric == SELECTION:
         return result | {"value": result["selection"] if finished else learning.select(state.best)}
     return result | {"value": recorded(job.folder, metric)}
@@ -86,7 +84,8 @@ def run_job(payload: dict, runtime: Runtime) -> dict:
     if "until" in payload:
         result = learn_segment(job, payload["until"], payload["metric"])
         if "selection" not in result:
-            job.tell(event="judged", **{f"evaluation/{SELECTION}": result["value"]})
+            if payload["metric"] == SELECTION:  # any other figure is in the log already
+                job.tell(event="judged", **{f"evaluation/{SELECTION}": result["value"]})
             return result  # there is more to come
     else:
         result = measure_sampler(job) if job.stage == "samplers" else learn(job)

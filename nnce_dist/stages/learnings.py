@@ -2,6 +2,7 @@
 
 import copy
 
+from ..config.sweep_checks import swept_stage
 from ..tasks.one_step import OneStepTask
 from ..tasks.teacher import TeacherTask
 from ..tasks.ten_step import TenStepTask
@@ -73,6 +74,14 @@ def one_step(job: Job) -> Learning:
 
     constants = {"noise_magnitude": settings.critic_noise_magnitude}
     return Learning(task, settings, job.data, finish, lambda networks: job.select(draw(networks)), constants)
+
+
+def result_of(job: Job, learning: Learning, networks: Networks, samples: int) -> dict:
+    """The job's result, for a trial of a space with its selection figure, which no other job need spend time on."""
+    result = learning.finish(networks, samples)
+    if "selection" not in result and job.config.sweep.space and job.stage == swept_stage(job.config):
+        result["selection"] = learning.select(networks)
+    return result
 
 
 LEARNINGS = {"teacher": teacher, "ten_step": ten_step, "one_step": one_step, "density_ratio": density_ratio.learning}

@@ -11,6 +11,7 @@ from ..metrics.jsonl import FILE_NAME
 from ..training.checkpoint import CheckpointError
 from ..training.mirror import FOLDER, Mirror
 from .folder import RESULT, run_root
+from .owner import Owner
 from .remote_lease import BEAT, RemoteGuard
 
 OWNER = "owner.json"  # the run's lease on this machine
@@ -43,6 +44,11 @@ class RunMirror:
             if path.is_file() and not self._is_special(path.relative_to(self.root).as_posix()):
                 self._store.put(self._url_of(path), path)
 
+    def check(self) -> None:
+        """Raises FencedError once another machine writes the run; on this one none can while the lease is held."""
+        if owner := Owner.decode((self.root / OWNER).read_bytes()):
+            self.guard(owner.epoch).check()
+
     def forget(self, folder: Path) -> None:
         """Deletes the copy of a job's folder, which is to be made anew."""
         for blob in self._store.objects(self._url_of(folder)):
@@ -51,6 +57,7 @@ class RunMirror:
     def complete(self) -> None:
         """The last copy: finished jobs whose own failed, and the report. Raises CheckpointError when it fails, too."""
         try:
+            self.check()
             there = {blob.url for blob in self._store.objects(self.url)}
             for result in self.root.rglob(RESULT):
                 if self._url_of(result) not in there:

@@ -28,7 +28,7 @@ from ..training.turns import SharedStream, take_turns
 from .folder import read_result, release, write_error
 from .job import Job
 from .learning import Learning
-from .learnings import LEARNINGS
+from .learnings import LEARNINGS, result_of
 from .trials import swept_settings
 
 Trained = tuple[Mapping[str, nn.Module], int] | Exception  # networks and samples seen, or why there are none
@@ -129,7 +129,7 @@ def _finished(job: Job, learning: Learning, trained: Trained, seconds: float) ->
     try:
         if isinstance(trained, Exception):
             raise trained
-        result = learning.finish(*trained)
+        result = result_of(job, learning, *trained)
         return job.complete(result, seconds + time.perf_counter() - start)
     except (Stopped, FencedError):
         raise

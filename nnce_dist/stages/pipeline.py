@@ -60,8 +60,8 @@ def prepare(config: Config, say: Say) -> None:
     """Data packed and indexed, reference statistics made: once, before the jobs that share them."""
     if density_ratio_run.chosen(config):
         return  # vectors are read or drawn by each job
-    data = inputs.open_train(config)
-    inputs.open_val(config)
+    data = inputs.open_train(config, say)
+    inputs.open_val(config, say)
     classes = int((data.label_counts > 0).sum())
     say(f"data: {len(data):,} training images in {classes} classes, digest {data.digest[:12]}")
     features = inputs.feature_network(config, "cpu")
@@ -93,8 +93,8 @@ def run_stages(config: Config, root: Path, mirror: RunMirror | None, jobs: Launc
     beside = [payload(config, root, "samplers", name) for name in ("data", *UNTRAINED)]
     if "ten_step" in stages:
         packed = partial(run_packed, jobs, sweep_payloads(config, root), per_process(config))
-        tuned = sweep() if swept == "ten_step" else packed()
-        config, results = with_magnitude(config, best(tuned, config.sweep.mode), say), results + tuned
+        tuned, mode = (sweep(), config.sweep.mode) if swept == "ten_step" else (packed(), "min")
+        config, results = with_magnitude(config, best(tuned, mode), say), results + tuned
     if swept == "one_step":
         results += sweep()
     elif "one_step" in config.run.stages:

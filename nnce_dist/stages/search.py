@@ -103,7 +103,8 @@ class Search:
     def __init__(self, config: Config, root: Path, mirror: RunMirror | None, say: Callable[[str], None]):
         self._config, self._root, self._mirror, self._say = config, root, mirror, say
         self.strategy, self.history = strategy(config), History(root / HISTORY, config.sweep.mode)
-        self._stage, self._at_work = swept_stage(config), dict[str, Segment]()
+        self._stage, self._at_work, self._copied = swept_stage(config), dict[str, Segment](), True
+        self._try_again()
 
     def next(self) -> dict | None:
         """The most urgent segment that is not at work."""
@@ -124,16 +125,41 @@ class Search:
         facts = segment.trial, segment.samples, segment.point, result.get("value"), segment.source
         self.history.add(Outcome(*facts, error=result.get("error", "")))
         if self._mirror:
-            self._mirror.push(self._root)
+            self._copy(self._mirror)
 
     def results(self) -> list[dict]:
         """Of every trial name, stage, number, settings, samples reached, the metric's value there, and more.
 
         A trial that was trained to its end also has what its job gave, one that was stopped early "stopped": true, and
-        one that failed its "error".
+        one that failed its "error". A member of a population that failed and went on as a copy has a result for that.
         """
-        last = {trial: self.history[trial, samples] for trial, samples in sorted(self.history)}
-        return [self._result(outcome) for outcome in last.values()]
+        known = self.history.asked_for(self.strategy)
+        last = {trial: known[trial, samples] for trial, samples in sorted(known)}
+        replaced = [one for one in known.values() if one.error and one is not last[one.trial]]
+        return [*map(self._result, last.values()), *map(self._replaced, replaced)]
+
+    def _try_again(self) -> None:
+        """Has what failed in an earlier start trained again, unless others were decided on it."""
+        settled = self.strategy.settled(self.history)
+        released = self._config.sweep.strategy == "pbt" and self._config.sweep.checkpoint_bytes
+        if not released or settled == levels(self._config)[0]:  # otherwise the state that it began with is gone
+            self.history.forget_failures(settled)
+
+    def _copy(self, mirror: RunMirror) -> None:
+        """Copies the history; if that fails the next outcome tries again, and the run's end."""
+        try:
+            mirror.check()
+            mirror.push(self._root)
+            self._copied = True
+        except OSError as error:
+            if self._copied:
+                line = " ".join(str(error).split())
+                self._say(f"{HISTORY} not copied yet: {line}; the sweep goes on, the next outcome tries again")
+            self._copied = False
+
+    def _replaced(self, outcome: Outcome) -> dict:
+        name = f"{name_of(outcome.trial)} at {outcome.samples} samples"
+        return {"name": name, "stage": self._stage, "error": f"{outcome.error}; it went on as a copy of another trial"}
 
     def _result(self, outcome: Outcome) -> dict:
         name = name_of(outcome.trial)
@@ -141,8 +167,10 @@ class Search:
         known |= {"samples": outcome.samples, "value": outcome.value}
         if outcome.error:
             return known | {"error": outcome.error}
+        if outcome.samples < training(self._config).samples:
+            return known | {"stopped": True}
         finished = read_result(job_folder(self._root, self._stage, name))
-        return {**(finished or {"stopped": True}), **known}
+        return (finished or {"stopped": True}) | known  # without one where the copy that the run goes on from lacks it
 
     def _adopt(self, segment: Segment) -> None:
         """Gives a trial the state that another one had at the segment's start, once."""

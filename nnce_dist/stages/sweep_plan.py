@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..config.sweep_checks import per_process
+from ..config.sweep_checks import SEED, per_process
 from .budget import shares
 from .estimate import Estimate
 from .units import device_time, duration, in_units, money
@@ -24,9 +24,11 @@ def _space(estimate: Estimate) -> Rows:
         return []
     best = "lowest" if sweep.mode == "min" else "highest"
     what = f"{estimate.stage}: {estimate.trials:,} trials, {sweep.strategy}; the {best} {sweep.metric} is best"
-    seeds = [f"run.seed: grid({','.join(map(str, sweep.seeds))})"] if sweep.seeds else []
-    settings = "\n".join([*(f"{key}: {text}" for key, text in sweep.space.items()), *seeds])
-    return [("sweep", what), ("space", settings), *_levels(estimate)]
+    settings = dict(sweep.space)
+    if sweep.seeds:
+        settings.setdefault(SEED, f"grid({','.join(map(str, sweep.seeds))})")
+    told = "\n".join(f"{key}: {text}" for key, text in settings.items())
+    return [("sweep", what), ("space", told), *_levels(estimate)]
 
 
 def _levels(estimate: Estimate) -> Rows:
@@ -38,9 +40,14 @@ def _levels(estimate: Estimate) -> Rows:
     return []
 
 
+def _swept_batch(estimate: Estimate) -> str | None:
+    return estimate.config.sweep.space.get(f"{estimate.stage}.training.batch")
+
+
 def _samples(estimate: Estimate) -> str:
     saved = f" (saves {1 - estimate.samples / estimate.most:.0%})" if estimate.samples < estimate.most else ""
-    return f"{_both(estimate, lambda n: f'{n:,}')}{saved}; batch {estimate.training.batch:,}"
+    batch = _swept_batch(estimate) or f"{estimate.training.batch:,}"
+    return f"{_both(estimate, lambda n: f'{n:,}')}{saved}; batch {batch}"
 
 
 def _time(estimate: Estimate) -> str:
@@ -50,7 +57,8 @@ def _time(estimate: Estimate) -> str:
     hours = _both(estimate, lambda n: device_time(estimate.hours(n)))
     first = f"; a trial of the first of {kinds:,} kinds" if kinds > 1 and step.measured else ""
     packs = "; trials that share a process take less" if per_process(estimate.config) > 1 and step.measured else ""
-    return f"{hours} of training; {duration(step.seconds)} a step, {step.how}{first}{packs}"
+    of = f" of {estimate.batch:,} samples" if _swept_batch(estimate) else ""
+    return f"{hours} of training; {duration(step.seconds)} a step{of}, {step.how}{first}{packs}"
 
 
 def _done(estimate: Estimate) -> Rows:

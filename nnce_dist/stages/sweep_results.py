@@ -13,7 +13,7 @@ from ..report.trials import M, SweepData, TrialRow, best_of
 from ..sweep.history import History
 from . import density_ratio_run
 from .folder import job_folder
-from .search import HISTORY
+from .search import HISTORY, strategy
 from .trials import AUTO, best, sweep_trials
 
 
@@ -29,7 +29,7 @@ def sweep_data(config: Config, root: Path, results: list[dict]) -> SweepData:
         best_of(rows),
         frozenset(key for key, what in space(config).items() if what.kind == "loguniform"),
         config.sweep.strategy,
-        list(History(root / HISTORY).values()),
+        list(History(root / HISTORY).asked_for(strategy(config)).values()),
     )
 
 

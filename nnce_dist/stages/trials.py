@@ -89,10 +89,11 @@ def sweep_payloads(config: Config, root: Path) -> list[dict]:
 
 
 def best(results: list[dict], mode: str = "min") -> dict | None:
-    """The trial with the best value of the sweep's metric, in the mean over seeds; of these the best one.
+    """The trial whose settings most seeds finished with, of these with the best mean of the sweep's metric over them.
 
-    By itself that is a figure that no reported one saw. Controls do not compete: the one without energy, and the held
-    variants; nor do trials that failed, diverged or were stopped early. None when there is no other.
+    Of its seeds it is the best one. The metric by itself is a figure that no reported one saw. Controls do not compete:
+    the one without energy, and the held variants; nor do trials that failed, diverged or were stopped early: settings
+    that blow up with some seeds would else be judged by the lucky ones. None when there is no other.
     """
 
     def score(result: dict) -> float:
@@ -101,11 +102,10 @@ def best(results: list[dict], mode: str = "min") -> dict | None:
     groups: dict[tuple, list[dict]] = {}
     for result in results:
         control = result["name"] == ZERO_ENERGY or result["name"].endswith("-held")
-        if not control and not {"error", "stopped"} & result.keys():
+        if not control and not {"error", "stopped"} & result.keys() and math.isfinite(score(result)):
             groups.setdefault(_but_seed(result), []).append(result)
-    means = {key: statistics.fmean(map(score, group)) for key, group in groups.items()}
-    finite = {key: mean for key, mean in means.items() if math.isfinite(mean)}
-    return min(groups[min(finite, key=finite.get)], key=score) if finite else None
+    chosen = min(groups.values(), key=lambda group: (-len(group), statistics.fmean(map(score, group))), default=[])
+    return min(chosen, key=score, default=None)
 
 
 def _but_seed(result: dict) -> tuple:

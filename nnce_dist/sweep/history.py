@@ -7,7 +7,7 @@ and never ask who came first; so a sweep that was killed and started again decid
 import json
 import math
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Protocol
@@ -47,24 +47,52 @@ class Strategy(Protocol):
         None of them, while none is being trained, is the end of the sweep.
         """
 
+    def settled(self, history: "History") -> int:
+        """Samples from which on the next start tries again what failed; on what ended before, others depend."""
+        return 0
+
 
 class History(Mapping[tuple[int, int], Outcome]):
     """Outcomes by (trial, samples), in a file with a line each; `mode` says whether a low or a high value is good."""
 
     def __init__(self, path: Path | None = None, mode: str = "min"):
         self._path, self._mode = path, mode
-        self._outcomes = {(one.trial, one.samples): one for one in _read(path)} if path else {}
+        self._story = list(_read(path)) if path else []
+        self._outcomes = {(one.trial, one.samples): one for one in self._story}
 
     def add(self, outcome: Outcome) -> None:
         """Keeps an outcome: it is on disk when this returns."""
+        self._story.append(outcome)
         self._outcomes[outcome.trial, outcome.samples] = outcome
         if self._path:
             _append(self._path, outcome)
 
+    def forget_failures(self, settled: int) -> None:
+        """Lets failed segments that end there or later be trained again; the file keeps their story."""
+        self._outcomes = {key: one for key, one in self.items() if not one.error or one.samples < settled}
+
+    def asked_for(self, strategy: Strategy) -> "History":
+        """The outcomes that a strategy asks for: not those of verdicts that changed when a trial was tried again."""
+        found = History(mode=self._mode)
+        while asked := {(one.trial, one.samples) for one in strategy.segments(found)} & self.keys():
+            for key in sorted(asked):
+                found.add(self[key])
+        return found
+
+    def when(self, keys: Iterable[tuple[int, int]]) -> "History":
+        """As it was when all of these had come for the first time: what was decided then stays decided."""
+        then, awaited = History(mode=self._mode), set(keys)
+        for outcome in self._story:
+            if not awaited:
+                break
+            then.add(outcome)
+            awaited.discard((outcome.trial, outcome.samples))
+        return then
+
     def score(self, trial: int, samples: int) -> float:
         """The value there, lower is better; inf for one that failed or diverged."""
         value = self[trial, samples].value
-        if value is None or math.isnan(value):
+        if value is None or not math.isfinite(value):
             return math.inf
         return value if self._mode == "min" else -value
 

@@ -1,16 +1,24 @@
 """The strategies: every trial to its end; asynchronous halving; a population; suggestions from what was seen."""
 
 import math
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
+from fnmatch import fnmatch
 from itertools import takewhile
 
-from .history import History, Segment
+from .history import History, Segment, Strategy
 from .space import RANGES, Distribution, Point, stream
+
+PERTURBABLE = (  # settings of stages that a state fits whatever they are: no network and no data are made of them
+    *("objective.noise_magnitude", "objective.*_regularisation", "objective.schedule.[!k]*", "network.dropout"),
+    *("*.optimiser.*", "teacher.p_*", "teacher.ema_*", "data.flip", "one_step.*"),
+    *("ten_step.sampler.*", "ten_step.value.*", "ten_step.*_weight", "ten_step.tau*", "ten_step.time_cost*"),
+    *("ten_step.velocity_*", "ten_step.log_sigma_lr_scale"),
+)
 
 
 @dataclass(frozen=True)
-class Whole:
+class Whole(Strategy):
     """Every trial is trained to its end."""
 
     points: Sequence[Point]
@@ -23,7 +31,7 @@ class Whole:
 
 
 @dataclass(frozen=True)
-class Halving:
+class Halving(Strategy):
     """Asynchronous successive halving (Li et al. 2018, ASHA) on the samples seen, its verdicts free of timing.
 
     ASHA judges a trial against those that came to the rung before it. Here "before" is the trials' order, not the
@@ -62,7 +70,7 @@ class Halving:
 
 
 @dataclass(frozen=True)
-class Population:
+class Population(Strategy):
     """Population-based training (Jaderberg et al. 2017) in generations, on the samples seen.
 
     After each the worst quarter goes on with the state and the changed settings of one of the best quarter.
@@ -84,6 +92,11 @@ class Population:
             generation = self._next(generation, end, history)
         return []
 
+    def settled(self, history: History) -> int:
+        """The end of the generation that was begun last: those that failed in one before go on as copies."""
+        begun = (one.samples for one in self.segments(history))
+        return max([0, *begun, *(samples for _, samples in history)])
+
     def _next(self, generation: list[Segment], end: int, history: History) -> list[Segment]:
         """The generation that follows one that is over."""
         ranked = sorted(generation, key=lambda one: (history.score(one.trial, one.samples), one.trial))
@@ -100,6 +113,16 @@ class Population:
                 later = replace(later, source=chosen.trial, point=point)
             going.append(later)
         return going
+
+
+def misfits(space: Mapping[str, Distribution]) -> Iterator[str]:
+    """Why a population cannot have this space, in one line; a grid's values go with the states, and fit them."""
+    drawn = (key for key, what in space.items() if what.kind != "grid")
+    if wrong := [key for key in drawn if not any(fnmatch(key, pattern) for pattern in PERTURBABLE)]:
+        yield (
+            f"sweep.strategy=pbt: varies {', '.join(wrong)} in training, which makes other networks or data that the "
+            "states of other trials do not fit; write grid(...), or take it out of sweep.space"
+        )
 
 
 def perturbed(point: Point, space: Mapping[str, Distribution], random) -> Point:

@@ -7,11 +7,11 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 
-from .history import History, Segment
+from .history import History, Segment, Strategy
 from .space import Distribution, Point, rounded, stream
 
 
-class Suggested:
+class Suggested(Strategy):
     """`trials` trials, `batch` suggested at a time. Needs the package optuna."""
 
     def __init__(self, space: Mapping[str, Distribution], trials: int, batch: int, samples: int, seed: int):
@@ -29,7 +29,8 @@ class Suggested:
         return []
 
     def _suggest(self, batch: range, history: History) -> list[Point]:
-        optuna = self._optuna
+        """Ignores what came later of a failed trial that was tried again: those of the batch have their settings."""
+        optuna, history = self._optuna, history.when((n, self._samples) for n in range(batch.start))
         random = stream(self._seed, "suggest", batch.start).randrange(2**32)
         study = optuna.create_study(sampler=optuna.samplers.TPESampler(seed=random, constant_liar=True))
         for number, point in enumerate(self._asked):

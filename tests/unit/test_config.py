@@ -69,10 +69,34 @@ def test_each_mistake_is_named_with_what_to_do(override, says):
     assert any(says in line for line in found), found
 
 
+@pytest.mark.parametrize("endpoint", ["http://key:hidden@host:9", "https://key:/hidden@host", "http://host?k=hidden"])
+def test_credentials_in_the_address_of_a_store_are_refused_and_not_repeated(endpoint):
+    (line,) = problems(f"data.s3.endpoint_url={endpoint}")
+    assert line.startswith("data.s3.endpoint_url must not hold credentials; use") and "hidden" not in line
+
+
 def test_a_ramp_to_an_infinite_magnitude_is_refused_and_the_setting_named():
     ramp = "objective.schedule.kind=cosine"
     assert "a ramp ends at a finite M; change sweep.nwj" in problems(ramp, "sweep.nwj=true")[0]
     assert "objective.noise_magnitude" in problems(ramp, "objective.noise_magnitude=inf")[0]
+
+
+def test_a_preset_may_leave_m_to_training_until_a_number_is_given(tmp_path):
+    preset = tmp_path / "auto.yaml"
+    lists = "sweep: {noise_magnitudes: [], nwj: false, held: false}"
+    for objective in ("{noise_magnitude: auto}", "{schedule: {kind: auto}, noise_magnitude: 7}"):
+        preset.write_text(f"objective: {objective}\n{lists}\n")
+        words = [f"preset={preset}"]
+        assert load(words, PRESETS, "smoke").objective.schedule.kind == "auto"
+        given = load([*words, "objective.noise_magnitude=10"], PRESETS, "smoke").objective
+        assert (given.schedule.kind, given.noise_magnitude) == ("constant", 10)
+        again = [*words, "objective.noise_magnitude=10", "objective.noise_magnitude=auto"]
+        assert load(again, PRESETS, "smoke").objective.schedule.kind == "auto"
+
+
+def test_a_number_for_m_leaves_the_way_to_it_as_it_is():
+    words = ["objective.schedule.kind=geometric", "objective.noise_magnitude=10"]
+    assert load(words, PRESETS, "smoke").objective.schedule.kind == "geometric"
 
 
 def test_every_worker_needs_a_micro_batch():

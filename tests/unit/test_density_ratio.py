@@ -116,6 +116,36 @@ def test_the_best_magnitude_is_chosen_by_the_mean_over_seeds(tmp_path):
     assert curves == []
 
 
+class Known:
+    """Has run all jobs already."""
+
+    def __init__(self, results: list[dict]):
+        self._results = {result["name"]: result for result in results}
+
+    def run(self, payloads: list[dict]) -> list[dict]:
+        return [self._results[payload["name"]] for payload in payloads]
+
+
+@pytest.mark.parametrize("lost", [{"error": "not finite"}, {"selection": math.inf, "figures": {}, "note": "diverged"}])
+def test_a_magnitude_that_all_seeds_finished_with_comes_before_one_with_a_lucky_seed(tmp_path, lost):
+    config, said = configured("sweep.per_process=1"), []
+    results = finished(config)
+    results[1] |= lost  # M = 1 keeps its seed with the lowest value of all
+    run.run_stage(config, tmp_path, Known(results), said.append)
+    assert said == ["best noise magnitude: 100 (chosen on vectors that no reported figure sees)"]
+    results[3] |= lost
+    assert run.best_trial(config, results).noise_magnitude == 1
+
+
+def test_where_every_magnitude_diverged_none_is_best_and_the_run_says_so(tmp_path):
+    config, said = configured("sweep.per_process=1"), []
+    results = [one | {"selection": math.inf, "figures": {}, "note": "diverged"} for one in finished(config)]
+    run.run_stage(config, tmp_path, Known(results), said.append)
+    assert run.best_trial(config, results) is None and said[0].startswith("best noise magnitude: none, because every")
+    rows, _ = run.contents(config, tmp_path, results)
+    assert [row.chosen for row in rows] == [False, False]
+
+
 def test_failed_and_diverged_seeds_are_counted(tmp_path):
     config = configured()
     results = finished(config)

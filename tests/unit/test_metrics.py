@@ -284,10 +284,32 @@ def test_the_table_fits_the_screen_and_shows_what_is_at_work_and_what_ended_last
     for number in range(300):
         table.write(status(f"trial-{number:03}", 10))
         if number > 1:
-            table.write({**IDENTITY, "trial": f"trial-{number:03}", "event": "stopped early"})
+            table.write({**IDENTITY, "trial": f"trial-{number:03}", "event": "judged"})
     _, *jobs, counts = left_by(table, console)
     assert [job[0] for job in jobs] == ["trial-000", "trial-001", "trial-299", "trial-298", "trial-297"]
-    assert " ".join(counts) == "300 jobs: 2 training, 298 stopped early"
+    assert " ".join(counts) == "300 jobs: 2 training, 298 judged"
+
+
+def test_the_table_has_what_goes_on_again_among_what_is_at_work():
+    console = on_paper()
+    table = LiveTable(console)
+    told = {
+        "a": "failed: it broke",
+        "b": "started again: a worker died",
+        "c": "continuing at 1,024 of 2,048 samples from /runs/c/checkpoints/1024 (the newest of 2)",
+        "d": "continuing at 512 of 2,048 samples from /runs/d/checkpoints/512 (the newest of 2, fetched from s3://b/p)",
+        "e": "rolled back, at half the learning rate: a gradient is not finite; continuing at 64 of 128 samples",
+        "f": "evaluated",
+        "g": "not copied yet: the store does not answer",
+    }
+    for trial, event in told.items():
+        table.write({**IDENTITY, "trial": trial, "event": event})
+    _, *jobs, counts = left_by(table, console)
+    assert "".join(job[0] for job in jobs) == "bcdegfa"  # those that ended come last, the newest first
+    assert " ".join(counts) == (
+        "7 jobs: 1 started again, 2 continuing, 1 rolled back, at half the learning rate, "
+        "1 not copied yet, 1 evaluated, 1 failed"
+    )
 
 
 def test_the_table_is_drawn_in_place_on_a_terminal(tmp_path):

@@ -11,12 +11,13 @@ from pathlib import Path
 import pytest
 
 from nnce_dist.cli import run_pipeline
-from nnce_dist.config.load import load
+from nnce_dist.config.load import ConfigError, load
 from nnce_dist.config.schema import Config
 from nnce_dist.metrics.jsonl import read
 from nnce_dist.stages import plan, preflight, rehearsal, step_time, sweep_preflight
 from nnce_dist.stages.estimate import Estimate
 from nnce_dist.stages.jobs import run_job
+from nnce_dist.stages.search import trial_points
 from nnce_dist.stages.step_time import Step
 from nnce_dist.stages.trials import payload
 from nnce_dist.stages.units import device_time, duration, in_units, money
@@ -45,10 +46,11 @@ def two_seconds(monkeypatch):
 
 
 def test_the_plan_of_a_space_says_what_the_sweep_will_take(configured, two_seconds, tmp_path):
-    config = configured(*ASHA, "sweep.price_per_hour=30", "workers.count=2", "sweep.mode=max")
+    judged = ("sweep.mode=max", "sweep.metric=ratio/log_ratio_data")
+    config = configured(*ASHA, "sweep.price_per_hour=30", "workers.count=2", *judged)
     found = rows(config)
     assert "density_ratio" not in found  # the trials over M: they are not what is trained
-    assert found["sweep"] == "density_ratio: 16 trials, asha; the highest selection is best"
+    assert found["sweep"] == "density_ratio: 16 trials, asha; the highest ratio/log_ratio_data is best"
     assert found["space"] == "objective.noise_magnitude: loguniform(1,1e4)"
     assert found["rungs"] == "expected trials: 16 at 16 samples, 4 at 64 samples, 1 at 128 samples"
     samples = 16 * 16 + 4 * 48 + 1 * 64
@@ -75,6 +77,27 @@ def test_strategies_that_stop_nobody_train_all_samples(configured, two_seconds):
     assert lengths["sweep samples"] == f"{6 * 16 + 6 * 64}; batch 16"
 
 
+def test_a_swept_batch_is_reckoned_in_samples_of_the_step_that_was_measured(configured, two_seconds, tmp_path):
+    words = ("sweep.space.density_ratio.training.batch=grid(32,8,64)", "sweep.seeds=[]", "sweep.per_process=1")
+    config = configured(*words)  # whose own batch, 16, no trial has
+    found, seconds = rows(config), 3 * 128 / 32 * 2.0
+    assert Estimate.of(config).hours(3 * 128) == pytest.approx(seconds / 3600)
+    assert found["sweep samples"] == "384; batch grid(32,8,64)"
+    measured = "2.0 s a step of 32 samples, measured on paper; a trial of the first of 3 kinds"
+    assert found["sweep time"] == f"{seconds:.1f} device-seconds of training; {measured}"
+    for number, speed in enumerate((64, 32, 128)):  # samples a second, whatever the trial's batch
+        folder = tmp_path / "density-ratio-smoke" / "density_ratio" / f"trial-00{number}"
+        folder.mkdir(parents=True)
+        (folder / "metrics.jsonl").write_text(json.dumps({"samples_seen": 8, "images_per_second": speed}) + "\n")
+    assert Estimate.of(config).hours(384) == pytest.approx(384 / 64 / 3600)
+
+
+def test_the_plan_shows_the_seeds_that_trials_have(configured, two_seconds):
+    config = configured("sweep.space.run.seed=grid(7,8,9)", "sweep.seeds=[0,1]")
+    assert rows(config)["space"] == "run.seed: grid(7,8,9)"
+    assert [point["run.seed"] for point in trial_points(config)] == [7, 8, 9]
+
+
 def test_the_sweep_over_m_is_estimated_too(configured, two_seconds):
     found = rows(configured(preset="smoke"))
     assert found["sweep samples"] == "64; batch 8" and found["sweep time"].startswith("16.0 device-seconds")
@@ -86,9 +109,10 @@ def test_records_of_the_run_are_better_than_a_measurement(configured, two_second
     config = configured(*ASHA)
     folder = tmp_path / "density-ratio-smoke" / "density_ratio" / "trial-000"
     folder.mkdir(parents=True)
-    lines = [{"samples_seen": 32 * n, "step_seconds": seconds} for n, seconds in enumerate((0.5, 0.1, 0.3))]
+    lines = [{"samples_seen": 32 * n, "images_per_second": 16 / seconds} for n, seconds in enumerate((0.5, 0.1, 0.3))]
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
-    assert Estimate.of(config).step == Step(0.3, "the median of 3 records of this run", measured=False)
+    found = Estimate.of(config).step
+    assert found == Step(pytest.approx(0.3), "the median of 3 records of this run", measured=False)
     packed = configured("sweep.strategy=random", "sweep.trials=4", "sweep.seeds=[]", M)  # 4 trials share a step
     assert Estimate.of(packed).step.seconds == pytest.approx(0.3 / 4)
     assert rows(packed)["sweep time"].endswith("records of this run")
@@ -100,7 +124,7 @@ def test_what_an_earlier_start_has_done_is_not_to_be_done_again(configured, two_
     for number, samples in enumerate((128, 64)):
         folder = tmp_path / "density-ratio-smoke" / "density_ratio" / f"trial-00{number}"
         folder.mkdir(parents=True)
-        (folder / "metrics.jsonl").write_text(json.dumps({"samples_seen": samples, "step_seconds": 0.5}) + "\n")
+        (folder / "metrics.jsonl").write_text(json.dumps({"samples_seen": samples, "images_per_second": 32}) + "\n")
     (folder.parent / "trial-000" / "result.json").write_text("{}")
     assert rows(config)["done already"] == "1 of 2 trials and 192 samples; 2.0 device-seconds are left"
 
@@ -199,6 +223,26 @@ def test_trials_whose_settings_contradict_each_other_are_named(configured):
     assert "trial-000 (density_ratio.training.batch=" in first and "is no multiple of" in first
     assert last == "sweep.space: 15 more trials like these"
     assert len(str(found.value).splitlines()) == 4
+
+
+def test_settings_of_trials_go_together_or_not_whatever_they_are_without_the_space(configured):
+    shapes = ("density_ratio.dim=5", "sweep.seeds=[]", "sweep.space.density_ratio.family=grid(shift,correlation)")
+    preflight.check(configured(*shapes, "sweep.space.density_ratio.dim=grid(2,4)", "sweep.checkpoint_bytes=1000000"))
+    with pytest.raises(ValueError) as found:
+        preflight.check(configured(*shapes, "sweep.space.density_ratio.dim=grid(3,4)"))
+    (line,) = str(found.value).splitlines()
+    assert line.startswith("sweep.space: trial-002 (density_ratio.family=correlation, density_ratio.dim=3): ")
+    odd = ("density_ratio.family=correlation", "density_ratio.dim=5", "sweep.seeds=[]")
+    preflight.check(configured(*odd, "sweep.space.density_ratio.dim=grid(2,4)", "sweep.checkpoint_bytes=1000000"))
+    with pytest.raises(ConfigError, match="density_ratio.dim=5: family=correlation is made of pairs"):
+        configured(*odd, "sweep.space.density_ratio.width=grid(8,16)")  # no trial is without it
+
+
+def test_ramps_of_a_space_do_not_meet_the_lists_of_m_in_whose_place_it_is(configured):
+    ramp = ("sweep.seeds=[]", "sweep.nwj=true", "sweep.space.objective.schedule.kind=grid(constant,geometric,auto)")
+    preflight.check(configured(*ramp))
+    with pytest.raises(ValueError, match="trial-001 .*a ramp ends at a finite M; change objective.noise_magnitude"):
+        preflight.check(configured(*ramp, "objective.noise_magnitude=inf"))
 
 
 def test_bad_input_of_a_sweep_is_exit_code_2_and_leaves_nothing(monkeypatch, capsys, tmp_path):

@@ -16,9 +16,9 @@ from nnce_dist.config.load import ConfigError, load
 from nnce_dist.config.schema import Config
 from nnce_dist.report.kinds import figure_names
 from nnce_dist.report.trial_csv import to_csv
-from nnce_dist.report.trials import TrialRow, best_of, short_names
+from nnce_dist.report.trials import SweepData, TrialRow, best_of, short_names
 from nnce_dist.stages import density_ratio_run, trials
-from nnce_dist.stages.best import best_configuration
+from nnce_dist.stages.best import best_configuration, best_yaml
 from nnce_dist.stages.report import keep
 from nnce_dist.stages.sweep_results import sweep_data
 
@@ -126,7 +126,7 @@ def test_settings_are_judged_by_their_mean_over_the_finished_seeds():
     assert [trial.name for trial in best_of(rows)] == ["d", "c"]
     flipped = [seeded(one.name, one.settings[M], one.settings["run.seed"], one.value, mode="max") for one in rows[:4]]
     assert [trial.name for trial in best_of(flipped)] == ["b", "a"]
-    assert best_of(rows[5:]) == []
+    assert [trial.name for trial in best_of(rows[5:])] == ["i"] and best_of(rows[7:]) == []
 
 
 def test_the_best_trial_of_a_space_is_a_preset_of_that_trial_alone(asha):
@@ -148,6 +148,16 @@ def test_every_seed_of_the_best_magnitude_is_kept(tmp_path):
     alone = loaded(root / "best.yaml")
     assert alone.sweep.seeds == [0, 1, 2] and alone.sweep.noise_magnitudes == [100]
     assert loaded(root / "config.yaml").sweep.space == config.sweep.space  # which is a preset as well
+
+
+def test_the_best_trial_of_a_search_for_high_values_is_a_preset_that_loads(tmp_path):
+    search = ["sweep.mode=max", "sweep.metric=ratio/loss", "sweep.batch=7", "sweep.reduction=3", "sweep.interval=64"]
+    config = sweep_example.configured("asha", tmp_path, *search)
+    best = [row("trial-000", settings={M: 3.0})]
+    (tmp_path / "best.yaml").write_text(best_yaml(config, tmp_path, SweepData(best, best)))
+    alone = loaded(tmp_path / "best.yaml").sweep
+    assert (alone.mode, alone.metric, alone.interval) == ("min", "selection", 0)
+    assert (alone.batch, alone.reduction) == (4, 4)
 
 
 def test_a_sampler_has_its_best_seed_its_magnitude_and_the_teacher_it_was_tuned_from(tmp_path):
