@@ -84,8 +84,8 @@ def run_job(payload: dict, runtime: Runtime) -> dict:
     if "until" in payload:
         result = learn_segment(job, payload["until"], payload["metric"])
         if "selection" not in result:
-            if payload["metric"] == SELECTION:  # any other figure is in the log already
-                job.tell(event="judged", **{f"evaluation/{SELECTION}": result["value"]})
+            new = {f"evaluation/{SELECTION}": result["value"]} if payload["metric"] == SELECTION else {}
+            job.tell(event="judged", **new)  # any other figure is in the log already
             return result  # there is more to come
     else:
         result = measure_sampler(job) if job.stage == "samplers" else learn(job)

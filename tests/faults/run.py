@@ -21,7 +21,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bed import SAMPLES, Bed
-from invariants import Run, every_picture_once_an_epoch
+from invariants import Count, Run, every_picture_once_an_epoch
 from outcome import NotHere, Outcome
 from rows import ROWS, Row
 
@@ -65,7 +65,8 @@ def line_of(row: Row, cache: Path, reference: Run, seed: int) -> tuple[str, ...]
         return (str(row.number), row.title, "NO", "", "", "", f"{time.monotonic() - start:.0f}", cell(str(error)))
     seconds = "-" if outcome.seconds is None else f"{outcome.seconds:.1f}"
     numbers = (seconds, str(outcome.count.lost), str(outcome.count.repeated), f"{time.monotonic() - start:.0f}")
-    return (str(row.number), row.title, "yes", *numbers, cell(outcome.note))
+    survived = "yes" if outcome.count == Count(0, 0) else "NO"
+    return (str(row.number), row.title, survived, *numbers, cell(outcome.note))
 
 
 def cell(text: str) -> str:

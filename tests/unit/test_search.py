@@ -289,7 +289,8 @@ def test_only_a_selection_figure_is_told_as_one_at_a_rung(tmp_path, metric):
     config = configuration(tmp_path, "asha", "sweep.trials=2", f"sweep.metric={metric}")
     run(config)
     told = [one for trial in (0, 1) for one in read(folder(config, trial) / "metrics.jsonl")]
-    assert any(one.get("event") == "judged" for one in told) is (metric == "selection")
+    judged = [one for one in told if one.get("event") == "judged"]
+    assert judged and all(("evaluation/selection" in one) is (metric == "selection") for one in judged)
 
 
 @pytest.mark.parametrize(("stage", "size"), [("teacher", 1), ("teacher", 2), ("one_step", 1)])
