@@ -29,7 +29,7 @@ def sweep_data(config: Config, root: Path, results: list[dict]) -> SweepData:
         best_of(rows),
         frozenset(key for key, what in space(config).items() if what.kind == "loguniform"),
         config.sweep.strategy,
-        list(History(root / HISTORY).asked_for(strategy(config)).values()),
+        list(History(root / HISTORY, config.sweep.mode).asked_for(strategy(config)).values()),
     )
 
 

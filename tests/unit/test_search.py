@@ -22,6 +22,7 @@ from nnce_dist.stages.launch import LocalLauncher, failed
 from nnce_dist.stages.lease import lease
 from nnce_dist.stages.mirror import RunMirror
 from nnce_dist.stages.owner import Owner
+from nnce_dist.stages.sweep_results import sweep_data
 from nnce_dist.sweep.history import History
 from nnce_dist.training.checkpoint import FencedError
 from nnce_dist.training.runtime import LocalRuntime
@@ -162,6 +163,14 @@ def test_halving_tries_again_what_an_outage_took_and_ends_as_if_nothing_had_happ
     results, trained = start(disturbed)
     assert results == expected and trained[0] == (winner, 32)
     assert start(disturbed) == (expected, [])
+
+
+def test_the_report_has_all_outcomes_of_a_search_for_the_highest_figure(tmp_path):
+    highest = ("sweep.metric=ratio/log_ratio_data", "sweep.mode=max")
+    config = configuration(tmp_path, "asha", *highest)
+    results, _ = start(config)
+    shown = sweep_data(config, run_root(config), results).outcomes
+    assert {(one.trial, one.samples): one for one in shown} == decisions(config)
 
 
 def test_a_failed_member_of_a_population_is_replaced_and_named(tmp_path):
