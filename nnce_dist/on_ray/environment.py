@@ -7,7 +7,7 @@ import socket
 import sys
 import threading
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -37,8 +37,7 @@ def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0
     if ray.is_initialized():
         yield
         return
-    place = get_default_system_temp_dir()  # where Ray's sessions are: sockets are made here, whose paths must be short
-    with TemporaryDirectory(prefix="nnce-", dir=place, ignore_cleanup_errors=True) as temporary:
+    with nullcontext("") if os.environ.get("RAY_ADDRESS") else _temporary_folder() as temporary:
         connect(temporary, verbose, num_cpus)
         try:
             if os.environ.get("RAY_ADDRESS") and (line := differences()):
@@ -47,6 +46,13 @@ def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0
                 yield
         finally:
             ray.shutdown()
+
+
+def _temporary_folder() -> TemporaryDirectory:
+    """Beside the sessions of a Ray of our own: sockets are made in it, whose paths must be short."""
+    place = get_default_system_temp_dir()
+    os.makedirs(place, exist_ok=True)
+    return TemporaryDirectory(prefix="nnce-", dir=place, ignore_cleanup_errors=True)
 
 
 def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None) -> None:

@@ -7,11 +7,12 @@ from contextlib import suppress
 from dataclasses import dataclass
 from fnmatch import fnmatch
 from functools import cached_property
+from pathlib import Path
 
 from ..config.load import ConfigError, with_settings
 from ..config.schema import Config, Training
 from ..config.sweep_checks import per_process, trials_stage
-from ..metrics.jsonl import FILE_NAME, read, training_records
+from ..metrics.jsonl import FILE_NAME, training_records
 from ..sweep.strategies import expected_at
 from ..training.mirror import FOLDER
 from . import density_ratio_run, rehearsal, step_time
@@ -87,12 +88,19 @@ class Estimate:
         ends = list(self.arrivals)
         return sum(self.arrivals[end] * (end - start) for start, end in zip([0, *ends], ends, strict=False))
 
+    @property
+    def _folder(self) -> Path:
+        return run_root(self.config) / self.stage
+
+    @cached_property
+    def _records(self) -> list[list[dict]]:
+        """Of the training of every trial that an earlier start of the run began."""
+        return [found for path in self._folder.rglob(FILE_NAME) if (found := training_records(path.parent))]
+
     @cached_property
     def done(self) -> tuple[int, int]:
         """(trials, samples) that an earlier start of the run has behind it."""
-        folder = run_root(self.config) / self.stage
-        seen = (training_records(path.parent) for path in folder.rglob(FILE_NAME))
-        return len(list(folder.rglob(RESULT))), sum(records[-1]["samples_seen"] for records in seen if records)
+        return len(list(self._folder.rglob(RESULT))), sum(records[-1]["samples_seen"] for records in self._records)
 
     @property
     def batch(self) -> int:
@@ -105,8 +113,7 @@ class Estimate:
         return self._recorded() or step_time.measured(self.kinds[0], self.stage)
 
     def _recorded(self) -> Step | None:
-        files = (run_root(self.config) / self.stage).rglob(FILE_NAME)
-        speeds = [speed for path in files for record in read(path) if (speed := record.get("images_per_second"))]
+        speeds = [speed for found in self._records for one in found if (speed := one.get("images_per_second"))]
         if not speeds:
             return None
         together = self.trials / math.ceil(self.trials / per_process(self.config))  # a pack's step is one of each
