@@ -5,9 +5,9 @@ import re
 from collections.abc import Iterator
 from urllib.parse import urlsplit
 
-from .schema import Config, Training
+from .schema import Config, DensityRatio, Training
 
-MIRROR = re.compile(r"s3://[^/?*]+(/[^/?*]+)*/?")
+MIRROR = re.compile(r"s3://[^/?*:@]+(/[^/?*]+)*/?")
 NAME = re.compile(r"[a-z0-9][a-z0-9-]{0,62}")
 
 ON_ERROR = re.compile(r"fail|skip\(([1-9][0-9]*)\)")
@@ -87,12 +87,24 @@ def _schedule(config: Config) -> Iterator[str]:
         yield f"{key}.fractions={schedule.fractions}: must ascend"
 
 
+def unbridgeable(settings: DensityRatio, dim: int) -> str | None:
+    """What is wrong with the bridges between vectors of so many dimensions."""
+    if settings.waymarks != "mixed" or settings.num_bridges <= dim:
+        return None
+    return (
+        f"density_ratio.num_bridges={settings.num_bridges}: waymarks=mixed exchanges coordinates, of which there are "
+        f"{dim}; use {dim} bridges at most, or waymarks=combined"
+    )
+
+
 def _density_ratio(config: Config) -> Iterator[str]:
     stages, settings = config.run.stages, config.density_ratio
     if "density_ratio" in stages and len(stages) > 1:
         yield f"run.stages=[{','.join(stages)}]: density_ratio stands alone; run it by itself"
     if settings.family == "correlation" and settings.dim % 2:
         yield f"density_ratio.dim={settings.dim}: family=correlation is made of pairs; use an even number"
+    if not settings.vectors and (line := unbridgeable(settings, settings.dim)):
+        yield line
     if "density_ratio" in stages and config.objective.kind == "reweighted_bce" and (names := _infinite(config)):
         yield f"objective.kind=reweighted_bce has no M = inf, which {', '.join(names)} asks for; choose a finite M"
 

@@ -4,6 +4,7 @@ import copy
 import dataclasses
 import difflib
 import math
+import re
 from collections.abc import Collection, Iterator, Mapping
 from functools import reduce
 from pathlib import Path
@@ -20,11 +21,16 @@ from .sweep_checks import AUTO, MAGNITUDE, SCHEDULE, SPACE, sweep_contradictions
 
 
 class ConfigError(ValueError):
-    """One or more settings are wrong; one line each in `problems`."""
+    """One or more settings are wrong; one line each in `problems`, without what an address hides before its host."""
 
     def __init__(self, problems: list[str]):
-        super().__init__("\n".join(problems))
-        self.problems = problems
+        self.problems = [_without_secrets(problem) for problem in problems]
+        super().__init__("\n".join(self.problems))
+
+
+def _without_secrets(line: str) -> str:
+    """A line without user names, passwords and query strings of addresses; rather too short than too long."""
+    return re.sub(r"://\S*\?\S*", "://***", re.sub("://.*@", "://***@", line))
 
 
 def leaves(value: Any, path: str = "") -> Iterator[tuple[str, dataclasses.Field, Any]]:
@@ -80,7 +86,7 @@ def _merge_one(config: DictConfig, assignment: str, known: list[str]) -> str | N
     try:
         parsed = OmegaConf.from_dotlist([f"v={value}"]).v if value else ""
         _set(config, key, parsed)
-    except (OmegaConfBaseException, ValueError) as error:
+    except (OmegaConfBaseException, YAMLError, ValueError) as error:
         return f"{key}={value}: {_reason(error)}"
     return None
 

@@ -91,7 +91,7 @@ class Data:
     cache_dir: str = ""  # local copies of s3 shards; empty: <run dir>/cache
     cache_bytes: int = ranged(2**38, 0)  # room for them on a node; 0: no bound
     shuffle_bytes: int = ranged(0, 0)  # samples are mixed over shards of so many bytes; 0: over all that fit
-    loader_threads: int = ranged(1, 0, 64)  # decode ahead of training
+    loader_workers: int = ranged(1, 0, 64)  # decode ahead: processes, or threads where the decoded set fits 1 GiB
     s3: S3 = part(S3)
     made: MadeImages = part(MadeImages)
 
@@ -134,7 +134,7 @@ class Training:
     checkpoint_every: int = ranged(0, 0)  # samples between checkpoints; 0: only at the end and on a stop
     keep_last: int = ranged(2, 1)  # newest checkpoints that stay; an older one goes once a newer one is committed
     keep_best: str = ""  # also the one with the lowest of this figure of metrics.jsonl, e.g. denoiser/loss; empty: none
-    keep_bytes: int = ranged(0, 0)  # budget of a job's checkpoints; the newest stays in any case; 0: no limit
+    keep_bytes: int = ranged(0, 0)  # budget of a job's checkpoints, also in run.mirror; the newest stays; 0: no limit
     max_skipped_steps: int = ranged(0, 0)  # non-finite steps tolerated before the run stops
     rollback: bool = False  # before it stops, once: back to the last checkpoint, on with half the learning rate
 
@@ -257,6 +257,11 @@ class DensityRatio:
     network: str = ranged("linear", choices=("linear", "quadratic", "mlp"))
     width: int = ranged(64, 1)  # mlp
     num_layers: int = ranged(2, 1)  # mlp: hidden layers
+    # K: ln p/q as a sum of K log-ratios of neighbours on a way from p to q (ratio/telescoping.py); 1: directly
+    # A sample stays a pair, which has two ends at each bridge: 2K vectors are evaluated for it
+    num_bridges: int = ranged(1, 1, 64)
+    waymarks: str = ranged("combined", choices=("combined", "mixed"))  # weighted sums of a pair, or mixed coordinates
+    bridge_power: float = ranged(1.0, 0.1, 20)  # combined: q's weight in waymark k is (k/K)^power
     optimiser: Optimiser = part(Optimiser)
     training: Training = part(Training)
 

@@ -44,7 +44,7 @@ class BadSamples:
 
     def __init__(self, shards: ShardSet, on_error: str, path: Path):
         self._shards, self._on_error, self._path = shards, on_error, path
-        self._limit = tolerated(on_error)
+        self.tolerated = tolerated(on_error)  # samples
         self._next: dict[int, int] = {}  # a bad sample -> the one to try in its place
 
     def readable(self, sample: int, read: Callable[[int], T]) -> tuple[int, T]:
@@ -65,7 +65,7 @@ class BadSamples:
         )
 
     def _skip(self, sample: int, error: ValueError) -> int:
-        if not self._limit:
+        if not self.tolerated:
             raise error
         shard, row = self._shards.place(sample)
         url, key = self._shards.identity(sample)
@@ -90,7 +90,7 @@ class BadSamples:
         if new:
             known.append(skipped)
             _log.warning("skipped: %s", skipped["reason"])
-        if (total := sum(one["samples"] for one in known)) > self._limit:
+        if (total := sum(one["samples"] for one in known)) > self.tolerated:
             raise BadDataError(
                 f"{total} samples cannot be read, more than data.on_error={self._on_error} tolerates; the last: "
                 f"{skipped['reason']}; all are listed in {self._path}"

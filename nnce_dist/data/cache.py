@@ -4,25 +4,29 @@ import errno
 import fcntl
 import gzip
 import hashlib
+import logging
 import os
 import random
 import tempfile
 import time
 import zlib
 from collections.abc import Callable
+from functools import cache
 from pathlib import Path
 from typing import BinaryIO
 
 from . import counters
 from .index import SUFFIX
 from .locks import try_lock
-from .room import NoRoomError, evict, hold_copy, make_room
+from .room import NoRoomError, ask_for_room, asked_at, evict, hold_copy, make_room, sweep
 from .store import Blob, Store, local_path, scheme_of
 
 MAX_EXPANSION = 100  # a .tar.gz that grows more than this is taken for a decompression bomb
 SET_SUFFIX = ".set.npz"  # what is remembered of the indexes of a whole set
 _CHUNK = 1 << 20
 _FULL = (errno.ENOSPC, errno.EDQUOT)
+
+_log = logging.getLogger(__name__)
 
 
 class DamagedShardError(ValueError):
@@ -100,18 +104,25 @@ class ShardCache:
 
     The copies, those being made included, have at most `max_bytes` (0: no bound); what was not used for longest goes
     first: the order of the samples is done with a shard for the rest of an epoch. A copy that is held is never removed.
+    Several readers may want more than there is room for: who waits for room asks the others, in any process, to let go
+    of what they hold ahead (`is_asked`), so that all go on, though copies are made again.
     """
 
     def __init__(self, folder: str | Path, store: Store, deadline: float, max_bytes: int = 0):
         self.folder, self.max_bytes = Path(folder), max_bytes
         self._store = store
         self._deadline = deadline  # seconds others may write nothing of a shard that we need, or hold all the room
+        self._asked = asked_at(self.folder)
+        sweep(self.folder)
 
-    def hold(self, blob: Blob, num_bytes: int, sha256: str | None = None) -> int:
+    def hold(
+        self, blob: Blob, num_bytes: int, sha256: str | None = None, let_go: Callable[[], None] = lambda: None
+    ) -> int:
         """An open file, for reading, of the uncompressed shard; it stays in the cache until the file is closed.
 
-        `num_bytes` and `sha256` are those of the uncompressed shard; the latter is checked when a copy is made. Raises
-        DamagedShardError when the stored shard differs, OSError or TimeoutError with one line.
+        `num_bytes` and `sha256` are those of the uncompressed shard; the latter is checked when a copy is made. Where
+        there is no room `let_go` is called as long as that is so. Raises DamagedShardError when the stored shard
+        differs, OSError or TimeoutError with one line.
         """
         if not is_copied(blob):
             return os.open(local_path(blob.url), os.O_RDONLY)
@@ -126,8 +137,16 @@ class ShardCache:
                 end = end or time.monotonic() + self._deadline
                 if time.monotonic() > end:
                     raise
+                ask_for_room(self.folder)
+                let_go()
+                _tell_of_thrift(self.folder, self.max_bytes)
                 time.sleep(random.uniform(0.05, 0.2))  # the others are at the same point
         return file
+
+    def is_asked(self) -> bool:
+        """Whether somebody has asked for room since this was last so."""
+        before, self._asked = self._asked, asked_at(self.folder)
+        return self._asked != before
 
     def copy_path(self, blob: Blob, num_bytes: int) -> Path:
         """Where the copy of an uncompressed shard of `num_bytes` lies; its name tells its size."""
@@ -163,6 +182,15 @@ class ShardCache:
         """Perhaps the index is wrong: the next start looks again at the one beside the shard."""
         for kept in (self.entry(blob, SUFFIX), *self.folder.glob(f"*{SET_SUFFIX}")):
             kept.unlink(missing_ok=True)
+
+
+@cache
+def _tell_of_thrift(folder: Path, max_bytes: int) -> None:
+    """Says once what a cache that is too small costs."""
+    _log.warning(
+        f"{folder}: its readers want more shards at a time than data.cache_bytes={max_bytes} has room for, so that "
+        "some are copied again and again; raise it, lower data.shuffle_bytes, or run fewer jobs at a time"
+    )
 
 
 def is_copied(blob: Blob) -> bool:

@@ -1,14 +1,17 @@
 """Objects as files of this machine: written beside, fsynced, renamed."""
 
 import errno
+import fcntl
 import os
 import shutil
 import uuid
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager, suppress
+from datetime import UTC, datetime
 from pathlib import Path
 from typing import BinaryIO
 
+from .locks import try_lock
 from .store import Blob, local_path
 
 _UNFINISHED = ".tmp"
@@ -51,6 +54,10 @@ class FileStore:
     def read(self, url: str) -> bytes:
         """See `Store.read`."""
         return Path(local_path(url)).read_bytes()
+
+    def stored_at(self, url: str) -> datetime:
+        """See `Store.stored_at`."""
+        return datetime.fromtimestamp(Path(local_path(url)).stat().st_mtime, UTC)
 
     def put(self, url: str, source: bytes | Path) -> None:
         """See `Store.put`; the folder is made where there is none. Raises OSError, of a full disk with the bytes."""
@@ -98,10 +105,12 @@ def _written_beside(final: Path, source: bytes | Path) -> Iterator[Path]:
     unfinished = final.with_name(f"{final.name}.{uuid.uuid4().hex}{_UNFINISHED}")
     try:
         with open(unfinished, "xb") as file:
+            with suppress(OSError):  # of a file system without locks
+                try_lock(file.fileno(), fcntl.LOCK_EX)  # tells `room.sweep` that we live
             _copy(source, file)
             file.flush()
             os.fsync(file.fileno())
-        yield unfinished
+            yield unfinished
         sync_folder(final.parent)
     except OSError as error:
         if error.errno not in (errno.ENOSPC, errno.EDQUOT):

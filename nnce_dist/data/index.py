@@ -132,7 +132,11 @@ class Shelf(Protocol):
 
 
 class ShardSet:
-    """Shards in the order of their pattern; samples are numbered through."""
+    """Shards in the order of their pattern; samples are numbered through.
+
+    In memory a sample takes 85 bytes, with a name of 16 characters and two members, or 61 from the index of a set,
+    whose places have 32 bits: 109 or 78 MB for ImageNet's 1.28 million.
+    """
 
     def __init__(self, urls: Sequence[str], indexes: Sequence[ShardIndex], shelf: Shelf):
         self.urls, self.indexes, self.shelf = list(urls), list(indexes), shelf

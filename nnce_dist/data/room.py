@@ -7,6 +7,7 @@ there. Holding is a shared lock on the open file, which ends with the process.
 import fcntl
 import os
 import re
+import time
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
@@ -14,6 +15,8 @@ from pathlib import Path
 from .locks import lock, try_lock
 
 _COPY = re.compile(r"[0-9a-f]{32}-(\d+)\.tar(\.tmp)?")
+_ASKED = ".asked"
+_LOCKED_BY = 60.0  # seconds after which the writer of any file has locked it; that of a copy checks that it has
 
 
 class NoRoomError(OSError):
@@ -53,10 +56,36 @@ def make_room(folder: Path, num_bytes: int, max_bytes: int) -> None:
         )
 
 
+def ask_for_room(folder: Path) -> None:
+    """Tells every process that reads from the folder that one waits for room."""
+    (folder / _ASKED).touch()
+
+
+def asked_at(folder: Path) -> float:
+    """When room was last asked for, on the clock of the folder; 0: never."""
+    try:
+        return (folder / _ASKED).stat().st_mtime
+    except FileNotFoundError:
+        return 0.0
+
+
 def evict(folder: Path, num_bytes: int) -> bool:
     """Removes copies, whatever their bound, until so many bytes of the disk are free; False where all are held."""
     with alone(folder):
         return _remove_first([(path, status.st_size) for path, status in _copies(folder)], num_bytes) > 0
+
+
+def sweep(folder: Path) -> None:
+    """Removes what processes that were killed had begun to write here; what a living one writes is locked, or new."""
+    with suppress(OSError):  # a folder that cannot be written to has nothing of ours to remove
+        if left := [path for path in folder.glob("*.tmp") if _may_be_left(path)]:
+            with alone(folder):
+                for path in left:
+                    _remove(path)
+
+
+def _may_be_left(path: Path) -> bool:
+    return bool(_COPY.fullmatch(path.name)) or time.time() - path.stat().st_mtime > _LOCKED_BY
 
 
 def _remove_first(copies: Iterable[tuple[Path, int]], num_bytes: int) -> int:

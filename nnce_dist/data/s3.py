@@ -71,7 +71,7 @@ class S3Store:
         return self._client.persist("GetObject", url, lambda: self._read(url))
 
     def stored_at(self, url: str) -> datetime:
-        """When an object was stored, by the service's clock, which tells seconds."""
+        """See `Store.stored_at`; services tell seconds."""
         return self._client.persist("GetObject", url, lambda: self._stored_at(url))
 
     def put(self, url: str, source: bytes | Path) -> None:

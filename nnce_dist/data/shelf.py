@@ -7,6 +7,7 @@ from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, wait
 from functools import cache
 from itertools import islice
+from weakref import ref
 
 from . import parallel
 from .cache import ShardCache, is_copied
@@ -15,6 +16,7 @@ from .store import Blob
 
 _READERS = 8  # shards fetched at a time
 _EXTRAS = 4  # shards held that nobody announced
+_LOOK = 0.2  # seconds between two looks whether another reader waits for room
 _FETCH_DEADLINE = 3600.0  # seconds until a batch gives up its shards; each request to the store has its own
 
 
@@ -41,6 +43,7 @@ class ShardShelf:
         self._wants: dict[Hashable, set[int]] = {}
         self._wanted: set[int] = set()  # by any reader
         self._pool = parallel.DaemonPool(_READERS, "fetch")
+        self._looking: threading.Thread | None = None
 
     def __getstate__(self) -> tuple:
         return self._blobs, self._indexes, self._cache
@@ -73,7 +76,8 @@ class ShardShelf:
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """See `index.Shelf.read`; CancelledError where nobody wants the shard any more who did."""
-        return os.pread(self._file(shard).descriptor, size, offset)
+        file = self._file(shard)  # has a name, so that it stays open: others may let go of it
+        return os.pread(file.descriptor, size, offset)
 
     def discard(self, shard: int) -> bool:
         """See `index.Shelf.discard`."""
@@ -117,17 +121,49 @@ class ShardShelf:
                 for other in islice(extras, max(len(extras) - _EXTRAS + 1, 0)):
                     del self._held[other]
             self._held[shard] = self._pool.submit(self._open, shard)
+            self._start_looking()
         return self._held[shard]
 
     def _open(self, shard: int) -> OpenFile:
         index = self._indexes[shard]
-        return OpenFile(self._cache.hold(self._blobs[shard], index.num_bytes, index.sha256))
+        return OpenFile(self._cache.hold(self._blobs[shard], index.num_bytes, index.sha256, self._give_way))
+
+    def _give_way(self) -> None:
+        with self._own():
+            self._let_go()
+
+    def _let_go(self) -> None:
+        """Holds nothing any more that is not being read or fetched; what is wanted is held again when it is read."""
+        for shard in [shard for shard, future in self._held.items() if future.done()]:
+            del self._held[shard]
+
+    def _start_looking(self) -> None:
+        """A thread that ends with what is held: who holds shards may do something else for long, and not read."""
+        if self._cache.max_bytes and not self._looking:
+            self._looking = threading.Thread(target=_look, args=(ref(self),), name="room", daemon=True)
+            self._looking.start()
+
+    def look(self) -> bool:
+        """Lets go what another reader waits for; False when there is nothing to look after any more."""
+        with self._own():
+            if self._cache.is_asked():
+                self._let_go()
+            if not self._held:
+                self._looking = None
+            return self._looking is not None
 
     def _own(self) -> threading.Lock:
         """The lock; a process that was forked begins anew: threads do not follow it, and locks on files are shared."""
         if self._process != os.getpid():
             self._begin()
         return self._lock
+
+
+def _look(shelf: "ref[ShardShelf]") -> None:
+    while (found := shelf()) and found.look():
+        del found  # so that nothing but its readers keeps it
+        if parallel.ending.wait(_LOOK):
+            return
 
 
 @cache

@@ -87,8 +87,8 @@ class _Indexer:
 
 
 def _is_older(url: str, store: Store) -> bool:
-    """Whether an index in a store was there before its shard as it is now; on a disk `stored_index` has looked."""
-    return scheme_of(url) == "s3" and store.stored_at(url + SUFFIX) < store.stored_at(url)
+    """Whether an index in a store was there before its shard as it is now."""
+    return store.stored_at(url + SUFFIX) < store.stored_at(url)
 
 
 def read_index(blob: Blob, store: Store) -> ShardIndex:

@@ -4,6 +4,7 @@ import math
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
+from datetime import datetime
 from itertools import islice
 from pathlib import Path
 from typing import BinaryIO, Protocol
@@ -45,6 +46,9 @@ class Store(Protocol):
     def read(self, url: str) -> bytes:
         """The content of a small object; FileNotFoundError when there is none."""
 
+    def stored_at(self, url: str) -> datetime:
+        """When an object was stored, by the clock of the storage service; FileNotFoundError when there is none."""
+
     def put(self, url: str, source: bytes | Path) -> None:
         """Stores these bytes, or the content of a local file, in place of what was there."""
 
@@ -66,6 +70,7 @@ def expand(pattern: str) -> list[str]:
 
     Raises ValueError for anything that is not a path, `file://` or `s3://`, for wildcards and for repeated shards.
     """
+    _kind(pattern)  # first, because the other messages repeat the pattern
     ranges = re.findall(r"\{(-?\d+)\.\.(-?\d+)", pattern)  # the expander would hold a huge one in memory
     too_many = math.prod(abs(int(last) - int(first)) + 1 for first, last in ranges) > MAX_SHARDS
     try:
@@ -83,16 +88,24 @@ def expand(pattern: str) -> list[str]:
 
 def scheme_of(url: str) -> str:
     """`file` or `s3`; raises ValueError for everything else."""
-    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url)
-    kind = scheme[1].lower() if scheme else "file"
-    if kind not in ("file", "s3"):
-        raise ValueError(f"shards are read from paths and s3:// only, not from {kind}: addresses")
+    kind = _kind(url)
     if not url or url.endswith("/"):
         raise ValueError(f"{url!r}: not the name of a shard")
     if "*" in url or "?" in url:
         raise ValueError(
             f"{url!r}: wildcards would change silently with the folder; write braces, e.g. a-{{000..012}}.tar"
         )
+    return kind
+
+
+def _kind(url: str) -> str:
+    """The scheme; the errors do not repeat the address, which may hold a secret."""
+    scheme = re.match(r"([A-Za-z][A-Za-z0-9+.-]*):", url)
+    kind = scheme[1].lower() if scheme else "file"
+    if kind not in ("file", "s3"):
+        raise ValueError(f"shards are read from paths and s3:// only, not from {kind}: addresses")
+    if kind == "s3" and re.match("/*[^/]*[:@]", url[len("s3:") :]):
+        raise ValueError("an s3:// address must not hold credentials; use the standard AWS credential chain")
     return kind
 
 

@@ -20,11 +20,12 @@ from ..tasks.task import Batch
 from . import counters
 from .bad_samples import SKIPPED, BadSamples
 from .cache import ShardCache
+from .decoding import Decoder, Decoders
 from .first_stage import FirstStage
-from .images import decode
 from .index import ShardSet
 from .opening import find_indexes, identify
 from .parallel import DaemonPool
+from .pictures import Pictures, to_unit
 from .shards import Order, flips, mixing_window, rank_share
 from .shelf import ShardShelf
 from .store import expand, open_store
@@ -33,7 +34,6 @@ Arrays = tuple[np.ndarray, np.ndarray]  # pictures (B, 3, H, W) and labels (B,)
 
 _log = logging.getLogger(__name__)
 
-MEMORY_BOUND = 2**30  # sets of at most so many decoded bytes are kept decoded
 _MUCH = 2**30  # bytes to be fetched before the first batch, of which the user is told
 _BATCH_DEADLINE = 300.0  # seconds for one batch to be read and decoded, once its shards are there
 
@@ -63,53 +63,14 @@ def open_stream(
     return ShardSource(shards, data, train, bad)
 
 
-class Pictures:
-    """Decoded pictures of a shard set by number; kept in memory once decoded if all of them fit."""
-
-    def __init__(self, shards: ShardSet, size: int, resize: bool, bad: BadSamples):
-        self._shards, self._size, self._resize, self._bad = shards, size, resize, bad
-        self.used = np.arange(len(shards))  # the sample that a number stands for: itself, or one in a bad one's place
-        shape = (len(shards), 3, size, size)
-        self._kept = np.empty(shape, np.uint8) if np.prod(shape, dtype=np.int64) <= MEMORY_BOUND else None
-        self._known = np.zeros(len(shards), bool)
-
-    def __getitem__(self, samples: np.ndarray) -> np.ndarray:
-        """Pixels uint8 (n, 3, size, size) of the samples with these numbers (n,)."""
-        if self._kept is None:
-            pixels = np.empty((len(samples), 3, self._size, self._size), np.uint8)
-            for slot, sample in zip(pixels, samples, strict=True):
-                slot[...] = self._decode(sample)
-            return pixels
-        for sample in samples[~self._known[samples]]:
-            self._kept[sample] = self._decode(sample)
-            self._known[sample] = True  # only now: another thread may be reading
-        return self._kept[samples]
-
-    def _decode(self, sample: int) -> np.ndarray:
-        self.used[sample], pixels = self._bad.readable(int(sample), self._picture)
-        return pixels
-
-    def _picture(self, sample: int) -> np.ndarray:
-        return decode(self._shards.picture(sample), self._size, self._resize, _Name(self._shards, sample))
-
-
-class _Name:
-    """What messages call a sample; put together only if there is a message."""
-
-    def __init__(self, shards: ShardSet, sample: int):
-        self._shards, self._sample = shards, sample
-
-    def __str__(self) -> str:
-        return self._shards.name(self._sample)
-
-
 class ShardSource:
     """An indexed shard set as batches, as plain arrays, or as the first stage of a `wds.DataPipeline`."""
 
     def __init__(self, shards: ShardSet, data: Data, train: bool, bad: BadSamples):
         self._shards, self._bad = shards, bad
         self._flip = train and data.flip
-        self._threads = data.loader_threads
+        self._takes = data.image_size, data.resize
+        self._workers = data.loader_workers
         sizes = np.array([index.num_bytes for index in shards.indexes])
         self._window = mixing_window(sizes, data.cache_bytes, data.shuffle_bytes) if train else 0
         self._order = Order(np.array([len(index) for index in shards.indexes]), sizes, self._window, shuffle=train)
@@ -144,7 +105,7 @@ class ShardSource:
 
         The global batches depend on the seed and the position only, so any number of ranks can go on where others
         stopped, each with its `rank_share`. Pictures are float32 (B, 3, H, W) in [-1, 1], decoded ahead by
-        `loader_threads`. Raises ValueError when the set is smaller than a batch, or ranks cannot share one.
+        `loader_workers`. Raises ValueError when the set is smaller than a batch, or ranks cannot share one.
         """
         if len(self) < global_batch:
             raise ValueError(
@@ -156,10 +117,12 @@ class ShardSource:
         if rank == 0:
             self._tell_of_a_wait(seed, range(start_samples_seen, start_samples_seen + global_batch))
         shares = self._shares(seed, count(start_samples_seen, global_batch), global_batch, share)
-        make = partial(self._arrays, seed)
-        if not self._threads:
-            return _timed((make(share) for share in shares), shares)
-        return _timed(_ahead(make, partial(self._wait, seed), shares, self._threads), shares)
+        if not self._workers:
+            return _timed((self._arrays(seed, share) for share in shares), shares)
+        most = len(share(start_samples_seen))
+        start_decoder = None if self._pictures.are_kept else partial(self._pictures.decoder, most)
+        make, wait_for_shards = partial(self._arrays, seed), partial(self._wait, seed)
+        return _timed(_ahead(make, wait_for_shards, shares, self._workers, start_decoder), shares)
 
     def _tell_of_a_wait(self, seed: int, first_batch: range) -> None:
         """Says so where much must be fetched before there is a first batch, and what would make it less."""
@@ -179,7 +142,7 @@ class ShardSource:
         try:
             for seen in starts:
                 if seen + global_batch > held_until:
-                    in_work = max(seen - (self._threads + 1) * global_batch, 0)
+                    in_work = max(seen - (self._workers + 1) * global_batch, 0)
                     end = seen + global_batch + self._ahead
                     self._shards.shelf.want(self._order.shards_at(seed, range(in_work, end)), reader)
                     held_until = end - self._ahead // 2 if self._window else math.inf
@@ -199,29 +162,23 @@ class ShardSource:
 
     def first_stage(self, seed: int, start_samples_seen: int = 0, rank: int = 0, world_size: int = 1) -> FirstStage:
         """The same order as encoded samples, to start a `wds.DataPipeline` with."""
-        return FirstStage(self._shards, self._order, self._bad, seed, start_samples_seen + rank, world_size)
+        start = start_samples_seen + rank
+        return FirstStage(self._shards, self._order, self._bad, *self._takes, seed, start, world_size)
 
-    def _arrays(self, seed: int, positions: range) -> Arrays:
+    def _arrays(self, seed: int, positions: range, decoder: Decoder | None = None) -> Arrays:
         ids = self._order.samples_at(seed, positions)
-        pixels, labels = self._read(ids)
+        pixels, labels = self._read(ids, decoder)
         if self._flip:
             mirrored = flips(seed, positions)
             pixels[mirrored] = pixels[mirrored][..., ::-1]
         return to_unit(pixels), labels
 
-    def _read(self, ids: np.ndarray) -> Arrays:
+    def _read(self, ids: np.ndarray, decoder: Decoder | None = None) -> Arrays:
         """Pixels and labels of the samples with these numbers, or of those in a bad one's place."""
-        pixels = self._pictures[ids]
+        pixels = self._pictures.read(ids, decoder)
         used = self._pictures.used[ids]
         counters.add("skipped_samples", np.count_nonzero(used != ids))
         return pixels, self._shards.labels[used]
-
-
-def to_unit(pixels: np.ndarray) -> np.ndarray:
-    """Pixels 0..255 (uint8) as float32 in [-1, 1]: the inverse of clip(127.5 x + 128) cut to integers."""
-    x = np.divide(pixels, 127.5, dtype=np.float32)
-    x -= 1
-    return x
 
 
 def _timed(made: Iterator[Arrays], shares: Iterator[range]) -> Iterator[Batch]:
@@ -235,25 +192,35 @@ def _timed(made: Iterator[Arrays], shares: Iterator[range]) -> Iterator[Batch]:
 
 
 def _ahead(
-    make: Callable[[range], Arrays], wait_for_shards: Callable[[range], None], shares: Iterator[range], threads: int
+    make: Callable[[range, Decoder | None], Arrays],
+    wait_for_shards: Callable[[range], None],
+    shares: Iterator[range],
+    workers: int,
+    start_decoder: Callable[[], Decoder] | None,
 ) -> Iterator[Arrays]:
-    """What is made of the shares, in order, by a few threads before it is asked for."""
-    pool = DaemonPool(threads, "decode")
-    waiting = deque((share, pool.submit(make, share)) for share in islice(shares, threads + 1))
-    try:
-        while True:
-            share, batch = waiting.popleft()
-            wait_for_shards(share)
-            try:
-                arrays = _result(batch)
-            except CancelledError:  # a shard in a bad one's place, which only a reader that is done had announced
-                arrays = make(share)
-            share = next(shares)
-            waiting.append((share, pool.submit(make, share)))
-            yield arrays
-    finally:
-        for _, batch in waiting:
-            batch.cancel()
+    """What is made of the shares, in order, before it is asked for, by threads that have a process each to decode."""
+    pool = DaemonPool(workers, "decode")
+    with closing(Decoders(start_decoder, workers)) as decoders:
+
+        def work(share: range) -> Arrays:
+            with decoders.lent() as decoder:
+                return make(share, decoder)
+
+        waiting = deque((share, pool.submit(work, share)) for share in islice(shares, workers + 1))
+        try:
+            while True:
+                share, batch = waiting.popleft()
+                wait_for_shards(share)
+                try:
+                    arrays = _result(batch)
+                except CancelledError:  # a shard in a bad one's place, which only a reader that is done had announced
+                    arrays = make(share, None)
+                share = next(shares)
+                waiting.append((share, pool.submit(work, share)))
+                yield arrays
+        finally:
+            for _, batch in waiting:
+                batch.cancel()
 
 
 def _result(batch: "Future[Arrays]") -> Arrays:

@@ -21,9 +21,10 @@ import torch
 from torch import Tensor
 
 from nnce_dist.config.schema import S3, Data
-from nnce_dist.data import stream
+from nnce_dist.data import pictures
 from nnce_dist.data.images import decode
-from nnce_dist.data.stream import open_stream, to_unit
+from nnce_dist.data.pictures import to_unit
+from nnce_dist.data.stream import open_stream
 
 SIZE = 64
 Batch = tuple[Tensor, Tensor]  # float32 (B, 3, 64, 64) in [-1, 1], int64 (B,)
@@ -48,7 +49,7 @@ class Task:
 def ours(task: Task) -> Iterator[Batch]:
     """`workers` threads decode ahead."""
     settings = S3(endpoint_url=task.endpoint, addressing="path")
-    data = Data(num_classes=task.num_classes, image_size=SIZE, flip=False, loader_threads=task.workers, s3=settings)
+    data = Data(num_classes=task.num_classes, image_size=SIZE, flip=False, loader_workers=task.workers, s3=settings)
     source = open_stream(task.shards, data, task.scratch, train=True)
     for batch in source.batches(0, task.start, task.batch):
         yield batch.x, batch.labels
@@ -204,7 +205,7 @@ def _proportional_bytes(process: Path) -> int:
 
 if __name__ == "__main__":
     torch.set_num_threads(1)
-    stream.MEMORY_BOUND = 0  # as with a set that does not fit: what is decoded is not kept
+    pictures.MEMORY_BOUND = 0  # as with a set that does not fit: what is decoded is not kept
     task, limit = json.loads(sys.argv[1])
     print(json.dumps(asdict(measure(Task(**task), limit))), flush=True)
     for worker in multiprocessing.active_children():  # a loader that is stopped in mid-epoch would wait for them

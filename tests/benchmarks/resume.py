@@ -52,7 +52,7 @@ def start(pattern: str, endpoint: str, cache: str, position: int, shard_size: in
     """Seconds and CPU-seconds until the first batch, in this process; then a sample of every shard, if so asked."""
     if endpoint:
         import nnce_dist.data.s3  # noqa: F401 (imports are not counted)
-    data = Data(num_classes=8, loader_threads=2, s3=S3(endpoint_url=endpoint, addressing="path"))
+    data = Data(num_classes=8, loader_workers=2, s3=S3(endpoint_url=endpoint, addressing="path"))
     began, cpu = time.perf_counter(), time.process_time()
     source = open_stream(pattern, data, cache, train=True)
     next(source.batches(0, position // BATCH * BATCH, BATCH))

@@ -14,6 +14,7 @@ from small_run import go_on_here
 def ray_session():
     """A Ray with 2 CPUs; gives the folder with its files and token."""
     with processes.ray_environment() as settings:
+        settings["PATH"] = f"{settings['RAY_TMPDIR']}/bin:{os.environ['PATH']}"  # for programs that a test makes up
         before = {name: os.environ.get(name) for name in (*settings, "RAY_ADDRESS")}
         os.environ.update(settings)
         os.environ.pop("RAY_ADDRESS", None)

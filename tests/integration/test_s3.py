@@ -124,7 +124,7 @@ def test_only_what_is_needed_soon_is_fetched_and_kept(store, data, tmp_path):
     for path in local.parent.iterdir():
         there.put(f"s3://{BUCKET}/many/{path.name}", path)
     size = max(path.stat().st_size for path in local.parent.glob("*.tar"))
-    small = dataclasses.replace(data, cache_bytes=8 * size, loader_threads=2)
+    small = dataclasses.replace(data, cache_bytes=8 * size, loader_workers=2)
     store.fail("nothing", 0)
     source, cache = open_stream(remote, small, tmp_path / "cache", train=True), tmp_path / "cache"
     assert store.whole_shards == 0  # the indexes tell what is in the shards

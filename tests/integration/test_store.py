@@ -3,6 +3,7 @@
 import os
 import threading
 from contextlib import contextmanager
+from datetime import UTC, datetime, timedelta
 from pathlib import Path
 
 import numpy as np
@@ -66,11 +67,14 @@ def test_what_is_put_is_read_listed_and_deleted(place, tmp_path):
         (f"{folder}/b", 6),
     ]
     assert all(store.peek(blob.url, 3)[0] == blob for blob in found if blob.size)
+    assert all(abs(store.stored_at(blob.url) - datetime.now(UTC)) < timedelta(minutes=1) for blob in found if blob.size)
     for name in ("b", "b", "a/empty"):
         store.delete(f"{folder}/{name}")
     assert [blob.url for blob in store.objects(folder)] == [f"{folder}/a/deep"]
     with pytest.raises(FileNotFoundError, match="/b"):
         store.read(f"{folder}/b")
+    with pytest.raises(FileNotFoundError, match="/b"):
+        store.stored_at(f"{folder}/b")
 
 
 def test_of_many_who_create_one_wins(place):

@@ -10,18 +10,20 @@ import numpy as np
 import pytest
 import torch
 from shard_files import picture, write_tar
+from torch.utils.data import DataLoader
 
 from nnce_dist.config.checks import contradictions, tolerated
 from nnce_dist.config.schema import Config, Data
-from nnce_dist.data import counters, stream
+from nnce_dist.data import counters, pictures
 from nnce_dist.data.bad_samples import IN_A_ROW, BadDataError, BadSamples, DamagedShardError, read_skipped
 from nnce_dist.data.check import check
+from nnce_dist.data.decoding import Decoder
 from nnce_dist.data.index import ShardIndex, ShardSet
 from nnce_dist.data.stream import open_stream
 
 BAD = {3: b"", 4: b"\x89PNG\r\n\x1a\n garbage", 17: picture(17)[:-150], 39: picture(39, 20)}
 IN_PLACE = {3: 5, 4: 5, 17: 18, 39: 0}  # the next good one; after the last comes the first
-SMALL = Data(num_classes=5, image_size=16, loader_threads=0, flip=False, on_error="skip(4)")
+SMALL = Data(num_classes=5, image_size=16, loader_workers=0, flip=False, on_error="skip(4)")
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +55,7 @@ def test_bad_samples_stop_by_default(shards, opened):
 
 @pytest.mark.parametrize("memory", [10**9, 1000])
 def test_another_sample_with_its_own_label_takes_the_place(opened, monkeypatch, memory):
-    monkeypatch.setattr(stream, "MEMORY_BOUND", memory)
+    monkeypatch.setattr(pictures, "MEMORY_BOUND", memory)
     pixels, labels = opened().raw()
     expected = [IN_PLACE.get(n, n) for n in range(40)]
     good, _ = opened().raw([n for n in range(40) if n not in BAD])
@@ -63,16 +65,20 @@ def test_another_sample_with_its_own_label_takes_the_place(opened, monkeypatch, 
 
 
 @pytest.mark.parametrize("world_size", [1, 2, 4])
-@pytest.mark.parametrize("threads", [0, 3])
-def test_the_same_samples_are_skipped_on_every_world_size(opened, tmp_path, caplog, world_size, threads):
+@pytest.mark.parametrize(("workers", "memory"), [(0, 10**9), (3, 10**9), (2, 1000)])  # none, threads, processes
+def test_the_same_samples_are_skipped_on_every_world_size(
+    opened, tmp_path, caplog, monkeypatch, world_size, workers, memory
+):
+    monkeypatch.setattr(Decoder, "is_ready", True)  # or threads would decode until the processes have started
     whole = opened()
     count = counters.since_now()
     expected = [next_batch.x for next_batch in islice(whole.batches(7, 0, 8), 10)]
     assert count()["skipped_samples"] == 2 * len(BAD)  # in two epochs
     (tmp_path / "skipped.jsonl").unlink()
     caplog.clear()
+    monkeypatch.setattr(pictures, "MEMORY_BOUND", memory)
     ranks = [
-        list(islice(opened(loader_threads=threads).batches(7, 0, 8, rank, world_size), 10))
+        list(islice(opened(loader_workers=workers).batches(7, 0, 8, rank, world_size), 10))
         for rank in range(world_size)
     ]
     for step, batch in enumerate(expected):
@@ -82,6 +88,31 @@ def test_the_same_samples_are_skipped_on_every_world_size(opened, tmp_path, capl
     assert all(one["shard"].endswith(f"a-{int(one['key']) // 10}.tar") for one in skipped)
     told = [record.message for record in caplog.records]
     assert len(told) == 4 and sum("a-3.tar: sample '000039': the picture is 20x20" in line for line in told) == 1
+
+
+@pytest.mark.parametrize(
+    ("world_size", "workers", "begun"), [(1, 0, None), (4, 0, None), (2, 2, "fork"), (1, 2, "spawn")]
+)
+def test_the_first_stage_of_a_pipeline_leaves_out_the_same_samples(opened, tmp_path, world_size, workers, begun):
+    expected = [IN_PLACE.get(n, n) for n in opened()._order.samples_at(7, range(3, 83)).tolist()]
+    keys = []
+    for rank in range(world_size):
+        stage = opened().first_stage(7, 3, rank, world_size)
+        loader = DataLoader(stage, batch_size=None, num_workers=workers, multiprocessing_context=begun)
+        keys.append([int(sample["__key__"]) for sample in islice(iter(loader), 80 // world_size)])
+    assert np.array(keys).T.ravel().tolist() == expected
+    skipped = read_skipped(tmp_path / "skipped.jsonl")
+    assert sorted(int(one["key"]) for one in skipped) == sorted(BAD)
+    with pytest.raises(BadDataError, match=r"4 samples cannot be read, more than data.on_error=skip\(3\)"):
+        list(islice(opened(on_error="skip(3)").first_stage(7), 80))
+
+
+def test_what_the_first_stage_leaves_out_is_counted_and_with_fail_nothing_is(opened):
+    count = counters.since_now()
+    assert len(list(islice(opened().first_stage(7), 80))) == 80
+    assert count()["skipped_samples"] == 2 * len(BAD)
+    every = {int(sample["__key__"]): sample["png"] for sample in islice(opened(on_error="fail").first_stage(7), 40)}
+    assert len(every) == 40 and all(every[n] == content for n, content in BAD.items())
 
 
 def test_beyond_the_limit_it_ends_and_stays_ended(opened, tmp_path):

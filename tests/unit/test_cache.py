@@ -28,7 +28,7 @@ from nnce_dist.data.shelf import OpenFile
 from nnce_dist.data.store import expand
 from nnce_dist.data.stream import open_stream
 
-SMALL = Data(num_classes=5, image_size=16, loader_threads=0)
+SMALL = Data(num_classes=5, image_size=16, loader_workers=0)
 FORK = multiprocessing.get_context("fork")
 
 
@@ -111,7 +111,44 @@ def test_processes_share_one_bounded_folder(compressed, tmp_path):
     assert sums[0] == [batch.x.double().sum().item() for batch in islice(expected.batches(3, 0, 4), 80)]
 
 
-def _stall(path, folder, size, begun):
+def _read_in_turns(pattern, folder, size, seeds, results):
+    """Batches of one stream per seed, and held-out pictures, in one process; the first batches wait for the others."""
+    data = dataclasses.replace(SMALL, cache_bytes=8 * size, s3=S3(timeout=5))
+    train, val = (open_stream(pattern, data, folder, train=train) for train in (True, False))
+    assert train._window == 4 * size
+    streams = [train.batches(seed, 0, 4) for seed in seeds]
+    results.put([[next(stream).x.double().sum().item() for stream in streams] for _ in range(20)])
+    results.put(val.raw(range(0, 320, 5))[0].double().sum().item())
+
+
+def test_readers_that_want_more_than_there_is_room_for_go_on_all_the_same(compressed, tmp_path):
+    """Two processes, each with two trainings and held-out pictures: room is for one of these alone."""
+    (pattern, size), folder = compressed, tmp_path / "bounded"
+    folder.mkdir()
+    seeds, results, found = [(0, 1), (2, 3)], [FORK.Queue(), FORK.Queue()], [[], []]
+    where = [(pattern, folder, size, *both) for both in zip(seeds, results, strict=True)]
+    readers = [FORK.Process(target=_read_in_turns, args=one) for one in where]
+    for reader in readers:
+        reader.start()
+    most, end = 0, time.monotonic() + 60
+    while min(map(len, found)) < 2:
+        most = max(most, in_use(folder))
+        for queue, got in zip(results, found, strict=True):
+            got += [] if queue.empty() else [queue.get()]
+        assert time.monotonic() < end and all(reader.exitcode in (None, 0) for reader in readers)
+        time.sleep(0.01)
+    for reader in readers:
+        reader.join(10)
+    train = open_stream(pattern, dataclasses.replace(SMALL, shuffle_bytes=4 * size), tmp_path / "all", train=True)
+    held_out = train.raw(range(0, 320, 5))[0].double().sum().item()
+    for (first, second), (sums, val) in zip(seeds, found, strict=True):
+        streams = [train.batches(seed, 0, 4) for seed in (first, second)]
+        assert sums == [[next(stream).x.double().sum().item() for stream in streams] for _ in range(20)]
+        assert val == held_out
+    assert 4 * size < most <= 8 * size
+
+
+def _stall(path, folder, size, begun, max_shards=2):
     class Stalling(FileStore):
         def fetch(self, blob, file):
             file.write(b"half")
@@ -120,7 +157,35 @@ def _stall(path, folder, size, begun):
             time.sleep(60)
 
     blob, _ = FileStore().peek(str(path), 1)
-    ShardCache(folder, Stalling(), deadline=60, max_bytes=2 * size).hold(dataclasses.replace(blob, url=str(path)), size)
+    ShardCache(folder, Stalling(), deadline=60, max_bytes=max_shards * size).hold(blob, size)
+
+
+def _stall_in_a_put(path, begun):
+    os.fsync = lambda descriptor: begun.set() or time.sleep(60)
+    FileStore().put(str(path), b"whatever")
+
+
+@pytest.mark.parametrize("what", ["copy", "other"])
+def test_what_a_killed_process_left_is_swept_when_the_cache_is_opened_and_never_a_living_ones(
+    compressed, tmp_path, what
+):
+    (pattern, size), begun = compressed, FORK.Event()
+    if what == "copy":
+        victim = FORK.Process(target=_stall, args=(expand(pattern)[0], tmp_path, size, begun, 0))
+    else:
+        victim = FORK.Process(target=_stall_in_a_put, args=(tmp_path / "remembered.json", begun))
+    victim.start()
+    assert begun.wait(20)
+    (left,) = tmp_path.glob("*.tmp")
+    os.utime(left, (0, 0))
+    ShardCache(tmp_path, FileStore(), deadline=5)
+    assert left.exists()
+    os.kill(victim.pid, signal.SIGKILL)
+    victim.join(10)
+    young = tmp_path / "young.json.0.tmp"  # its writer may not have come to lock it
+    young.touch()
+    ShardCache(tmp_path, FileStore(), deadline=5)
+    assert [path.name for path in tmp_path.glob("*.tmp")] == [young.name]
 
 
 def test_what_a_killed_process_left_is_taken_over_or_removed(compressed, tmp_path):

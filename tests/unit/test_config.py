@@ -8,6 +8,7 @@ import pytest
 from nnce_dist.config.load import ConfigError, differences, from_dict, leaves, load, to_dict
 from nnce_dist.config.paths import make_absolute
 from nnce_dist.config.schema import Config
+from nnce_dist.data.store import expand
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 
@@ -73,6 +74,44 @@ def test_each_mistake_is_named_with_what_to_do(override, says):
 def test_credentials_in_the_address_of_a_store_are_refused_and_not_repeated(endpoint):
     (line,) = problems(f"data.s3.endpoint_url={endpoint}")
     assert line.startswith("data.s3.endpoint_url must not hold credentials; use") and "hidden" not in line
+
+
+@pytest.mark.parametrize(
+    "address", ["http://key:hidden@host:9", "https://key:/hid@hidden@host", "http://a@host?k=hidden"]
+)
+@pytest.mark.parametrize(
+    "setting",
+    [
+        "sweep.space.data.s3.endpoint_url={}",
+        "sweep.space.data.s3.endpoint_url=grid({}",
+        "sweep.space.data.s3.timeout=grid({})",
+        "data.s3.endpoint_url:{}",
+        "data.s3.endpoint_url=[{}]",
+        "data.s3.endpoint_url={{a: {}",
+        "data.s3.timeout={}",
+        "run.mirror={}",
+        "run.name={}",
+        "data.on_error={}",
+        "sweep.metric={}",
+        "preset={}",
+        "preset={}.yaml",
+    ],
+)
+def test_no_message_repeats_a_secret_in_an_address(setting, address):
+    lines = problems(setting.format(address))
+    assert lines and not any("hid" in line for line in lines)
+
+
+@pytest.mark.parametrize("address", ["s3://key:hidden@bucket/run", "s3://key:/hidden@bucket/run"])
+def test_credentials_before_the_name_of_a_bucket_are_refused_and_not_repeated(address):
+    (line,) = problems(f"run.mirror={address}")
+    assert line.endswith("write s3://bucket/prefix") and "hidden" not in line
+    for pattern in (address, f"{address}/a-{{0..1.tar"):
+        with pytest.raises(ValueError, match="must not hold credentials") as caught:
+            expand(pattern)
+        assert "hidden" not in str(caught.value)
+    with pytest.raises(ValueError, match="not from https: addresses"):
+        expand("https://key:hidden@host/a-{0..1.tar")
 
 
 def test_a_ramp_to_an_infinite_magnitude_is_refused_and_the_setting_named():

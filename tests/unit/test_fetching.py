@@ -19,14 +19,14 @@ from shard_files import write_shards
 
 from nnce_dist.config.load import load
 from nnce_dist.config.schema import Data
-from nnce_dist.data import parallel, shelf, stream
+from nnce_dist.data import first_stage, parallel, pictures, room, shelf, stream
 from nnce_dist.data.files import FileStore
 from nnce_dist.data.store import expand
 from nnce_dist.data.stream import open_stream
 from nnce_dist.stages import inputs, pipeline
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
-SMALL = Data(num_classes=5, image_size=16, loader_threads=2)
+SMALL = Data(num_classes=5, image_size=16, loader_workers=2)
 SHARDS = 40
 AT_A_TIME = 8  # shards that are fetched at once
 FORK = multiprocessing.get_context("fork")
@@ -85,14 +85,14 @@ def test_the_deadline_of_a_batch_begins_when_its_shards_are_there(source, gate, 
 
 def test_a_batch_that_is_never_decoded_is_given_up(source, monkeypatch):
     monkeypatch.setattr(stream, "_BATCH_DEADLINE", 0.3)
-    monkeypatch.setattr(stream, "decode", lambda *picture: time.sleep(2))
+    monkeypatch.setattr(pictures, "decode", lambda *picture: time.sleep(2))
     with pytest.raises(TimeoutError, match="a batch took more than 0.3 s to read and decode; check the local disk"):
         next(source.batches(0, 0, 8))
 
 
 @pytest.mark.parametrize("threads", [0, 2])
 def test_shards_that_never_come_are_given_up_by_name(pattern, tmp_path, monkeypatch, threads):
-    source = open_stream(pattern, dataclasses.replace(SMALL, loader_threads=threads), tmp_path, train=False)
+    source = open_stream(pattern, dataclasses.replace(SMALL, loader_workers=threads), tmp_path, train=False)
     gate = Gate(monkeypatch)
     monkeypatch.setattr(shelf, "_FETCH_DEADLINE", 0.3)
     with pytest.raises(TimeoutError, match=r"a-00[0-3].tar.gz: not copied within 0.3 s; .* set data.shuffle_bytes"):
@@ -112,6 +112,18 @@ def test_a_reader_that_is_done_takes_nothing_from_the_others(source, gate):
     assert labels.tolist() == [number % 5 for number in range(8, 2 * SHARDS)]
 
 
+def test_first_stages_keep_their_own_shards_and_let_them_go_at_the_end(source, tmp_path, monkeypatch):
+    monkeypatch.setattr(first_stage, "_BLOCK", 2)  # one shard
+    stages = [iter(source.first_stage(0, start)) for start in (0, 20, 40)]
+    for stage in stages:
+        next(stage)
+    for left in (3, 2, 1, 0):
+        room.evict(tmp_path, 2**40)
+        assert len(list(tmp_path.glob("*.tar"))) == left
+        if left:
+            stages.pop().close()
+
+
 def test_what_no_reader_wants_is_not_fetched(source, gate):
     gate.open(AT_A_TIME)
     readers = [source.batches(seed, 0, 8) for seed in range(2)]
@@ -126,19 +138,19 @@ def test_what_no_reader_wants_is_not_fetched(source, gate):
 def test_a_batch_whose_shard_another_reader_gave_up_is_made_again():
     tries = count()
 
-    def make(share):
+    def make(share, decoder):
         if next(tries) == 1:
             raise CancelledError
         return np.array(share), np.array(share)
 
     shares = (range(start, start + 2) for start in count(0, 2))
-    made = stream._ahead(make, lambda share: None, shares, threads=1)
+    made = stream._ahead(make, lambda share: None, shares, 1, None)
     assert [pixels.tolist() for pixels, _ in islice(made, 4)] == [[0, 1], [2, 3], [4, 5], [6, 7]]
 
 
 def test_what_is_decoded_when_the_process_ends_is_left_off_at_once(source, monkeypatch):
     monkeypatch.setattr(parallel, "ending", threading.Event())
-    monkeypatch.setattr(stream, "decode", lambda *picture: time.sleep(0.05) or np.zeros((3, 16, 16), np.uint8))
+    monkeypatch.setattr(pictures, "decode", lambda *picture: time.sleep(0.05) or np.zeros((3, 16, 16), np.uint8))
     batches = source.batches(0, 0, 8)
     next(batches)
     working = [thread for thread in threading.enumerate() if thread.name == "decode"]

@@ -23,7 +23,7 @@ from nnce_dist.data.shelf import OpenFile
 from nnce_dist.data.store import expand
 from nnce_dist.data.stream import open_stream
 
-SMALL = Data(num_classes=5, image_size=16, loader_threads=0, s3=S3(timeout=2))
+SMALL = Data(num_classes=5, image_size=16, loader_workers=0, s3=S3(timeout=2))
 
 
 @pytest.fixture

@@ -29,7 +29,7 @@ from nnce_dist.data.store import expand
 from nnce_dist.data.stream import open_stream
 
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "imagenet64"
-SMALL = Data(num_classes=5, image_size=16, loader_threads=0)
+SMALL = Data(num_classes=5, image_size=16, loader_workers=0)
 
 
 def noise(count, identity="noise"):

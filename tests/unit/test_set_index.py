@@ -8,6 +8,7 @@ import multiprocessing
 import os
 import shutil
 import time
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -18,7 +19,7 @@ from shard_files import picture, write_shards, write_tar
 
 from nnce_dist.config.schema import S3, Data
 from nnce_dist.data.files import FileStore
-from nnce_dist.data.index import SUFFIX, ShardIndex, index_shard
+from nnce_dist.data.index import SUFFIX, ShardIndex, ShardSet, index_shard
 from nnce_dist.data.pack import pack
 from nnce_dist.data.set_index import MANY, from_file, set_url, store_set, to_bytes
 from nnce_dist.data.sidecar import add_indexes
@@ -26,7 +27,7 @@ from nnce_dist.data.source import Source, labelled
 from nnce_dist.data.store import expand
 from nnce_dist.data.stream import open_stream
 
-SMALL = Data(num_classes=5, image_size=16, loader_threads=0)
+SMALL = Data(num_classes=5, image_size=16, loader_workers=0)
 
 
 def nobody(done):
@@ -54,6 +55,28 @@ def own(pattern):
 
 def opened(pattern, folder):
     return open_stream(pattern, SMALL, folder, train=True)
+
+
+@pytest.mark.parametrize(("of_the_set", "says"), [(True, 61), (False, 85)])
+def test_the_indexes_take_the_memory_that_they_say(of_the_set, says):
+    """Bytes per sample, with names of 16 characters and two members each."""
+    num_shards, each = 64, 1000
+    spans = np.arange(each * 4, dtype=np.int64).reshape(each, 2, 2)
+    labels, checksums = np.arange(each), np.zeros(each, np.uint32)
+    contents = []
+    for shard in range(num_shards):
+        keys = np.array([b"%09d_%06d" % (shard, row) for row in range(each)])
+        contents.append(ShardIndex(keys, ("cls", "jpg"), spans, labels, checksums, "0" * 64, 2**24, 2**24).to_bytes())
+    whole = to_bytes([ShardIndex.from_bytes(content) for content in contents], "origin")
+    tracemalloc.start()
+    try:
+        read = from_file(io.BytesIO(whole))[1] if of_the_set else [ShardIndex.from_bytes(one) for one in contents]
+        shards = ShardSet([f"s3://bucket/train-{number:06d}.tar" for number in range(num_shards)], read, None)
+        assert len(shards.labels) + sum(len(index.image_spans) for index in read) == 2 * num_shards * each
+        held, _ = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+    assert says - 2 < held / (num_shards * each) < says + 3
 
 
 def without_parsing(monkeypatch):

@@ -1,5 +1,6 @@
 """The order of samples as arithmetic.  Run: pytest tests/unit/test_shards.py"""
 
+import tracemalloc
 from pathlib import Path
 
 import numpy as np
@@ -44,6 +45,24 @@ def consume(order, seed, batch, plan, seen=0):
                 ids.extend(order.samples_at(seed, rank_share(seen, batch, rank, world_size)))
             seen += batch
     return ids
+
+
+@pytest.mark.parametrize(("window", "peak"), [(0, 65), (80, 81)])
+def test_the_order_takes_the_memory_that_it_says(window, peak):
+    """Bytes per sample, of a set a quarter as large as ImageNet."""
+    counts, samples = np.full(320, 1000), 320_000
+    uniform(9).samples_at(0, range(9))  # what numpy keeps for itself
+    Order.epoch.cache_clear(), order.cache_clear()
+    tracemalloc.start()
+    try:
+        used = Order(counts, np.full(320, 1), window)
+        for epoch in range(6):  # more than are held
+            used.samples_at(0, range(epoch * samples, epoch * samples + 256))
+        held, most = tracemalloc.get_traced_memory()
+    finally:
+        tracemalloc.stop()
+        Order.epoch.cache_clear(), order.cache_clear()
+    assert 39 < held / samples < 42 and peak - 2 < most / samples < peak + 1
 
 
 def test_hash_is_splitmix64():

@@ -16,13 +16,14 @@ from PIL import Image
 from shard_files import picture, write_shards, write_tar
 
 from nnce_dist.config.schema import Data
-from nnce_dist.data import images, stream
+from nnce_dist.data import images, pictures
 from nnce_dist.data.check import check
 from nnce_dist.data.images import decode
+from nnce_dist.data.pictures import to_unit
 from nnce_dist.data.shards import flips, order
-from nnce_dist.data.stream import open_stream, to_unit
+from nnce_dist.data.stream import open_stream
 
-SMALL = Data(num_classes=5, image_size=16, loader_threads=0)
+SMALL = Data(num_classes=5, image_size=16, loader_workers=0)
 REAL = Path(__file__).parents[2] / ".." / "shared" / "data" / "imagenet64"
 needs_photographs = pytest.mark.skipif(not REAL.is_dir(), reason="the photographs of ../shared/data are not here")
 
@@ -95,7 +96,7 @@ def test_flips_only_in_training_and_if_wanted(opened):
 @pytest.mark.parametrize("threads", [0, 1, 3])
 def test_any_ranks_and_threads_give_the_same_global_batches_from_any_position(opened, world_size, threads):
     x, y = take(opened(), 9, seed=4, start_samples_seen=0, global_batch=6)
-    source = opened(loader_threads=threads)
+    source = opened(loader_workers=threads)
     ranks = [take(source, 5, 4, 4 * 6, 6, rank, world_size) for rank in range(world_size)]
     joined = torch.stack([xs.view(5, -1, 3, 16, 16) for xs, _ in ranks], 1).reshape(30, 3, 16, 16)
     labels = torch.stack([ys.view(5, -1) for _, ys in ranks], 1).reshape(30)
@@ -104,8 +105,8 @@ def test_any_ranks_and_threads_give_the_same_global_batches_from_any_position(op
 
 def test_large_sets_are_decoded_on_the_fly_with_the_same_result(opened, monkeypatch):
     kept = take(opened(), 5, 1, 0, 8)
-    monkeypatch.setattr(stream, "MEMORY_BOUND", 1000)
-    source = opened(loader_threads=2)
+    monkeypatch.setattr(pictures, "MEMORY_BOUND", 1000)
+    source = opened(loader_workers=2)
     assert source._pictures._kept is None
     assert all(torch.equal(a, b) for a, b in zip(kept, take(source, 5, 1, 0, 8), strict=True))
 
@@ -130,8 +131,8 @@ def test_an_abandoned_stream_stops_its_threads(opened, monkeypatch):
         return [thread for thread in threading.enumerate() if thread.name == "decode"]
 
     slow = threading.Event()
-    monkeypatch.setattr(stream, "decode", lambda *picture: slow.wait(0.02) or np.zeros((3, 16, 16), np.uint8))
-    batches = opened(loader_threads=2).batches(0, 0, 4)
+    monkeypatch.setattr(pictures, "decode", lambda *picture: slow.wait(0.02) or np.zeros((3, 16, 16), np.uint8))
+    batches = opened(loader_workers=2).batches(0, 0, 4)
     next(batches)
     working = workers()
     batches.close()
@@ -306,7 +307,7 @@ def broken_set(folder, number, content, extension="png"):
 def test_bad_samples_are_named_by_the_stream_and_by_the_check(tmp_path, content, extension, words):
     pattern = broken_set(tmp_path, 7, content, extension)
     with pytest.raises(ValueError, match=words):
-        open_stream(pattern, dataclasses.replace(SMALL, loader_threads=2), tmp_path / "cache", True).batches(
+        open_stream(pattern, dataclasses.replace(SMALL, loader_workers=2), tmp_path / "cache", True).batches(
             0, 0, 23
         ).__next__()
     with pytest.raises(ValueError, match=words):
@@ -344,7 +345,7 @@ def test_held_out_photographs(tmp_path):
 @pytest.mark.slow
 @pytest.mark.parametrize(("part", "last", "count", "num_grey"), [("train", 16, 17_000, 287), ("val", 1, 2_000, 36)])
 def test_all_photographs_decode_and_the_grey_ones_become_rgb(tmp_path, part, last, count, num_grey):
-    data = Data(num_classes=200, loader_threads=0)
+    data = Data(num_classes=200, loader_workers=0)
     source = open_stream(f"{REAL}/{part}-{{000000..{last:06d}}}.tar", data, tmp_path, train=False)
     encoded = (sample["jpg"] for sample in islice(source.first_stage(0), count))
     grey = [n for n, content in enumerate(encoded) if Image.open(io.BytesIO(content)).mode == "L"]
