@@ -1,4 +1,4 @@
-"""Networks for a log density ratio of vectors: (B, D) -> (B,)."""
+"""Networks for a log density ratio of vectors: (..., D) -> (...)."""
 
 import torch
 from torch import Tensor, nn
@@ -13,7 +13,7 @@ class LinearLogRatio(nn.Module):
         self.bias = nn.Parameter(torch.zeros(()))
 
     def forward(self, x: Tensor) -> Tensor:
-        """f (B,)."""
+        """f (...)."""
         return x @ self.weight + self.bias
 
 
@@ -26,8 +26,8 @@ class QuadraticLogRatio(nn.Module):
         self.quadratic = nn.Parameter(torch.zeros(dim, dim))
 
     def forward(self, x: Tensor) -> Tensor:
-        """f (B,)."""
-        return ((x @ self.quadratic) * x).sum(1) + self.linear(x)
+        """f (...)."""
+        return ((x @ self.quadratic) * x).sum(-1) + self.linear(x)
 
 
 class LogRatioMLP(nn.Module):
@@ -40,5 +40,5 @@ class LogRatioMLP(nn.Module):
         self.layers = nn.Sequential(*hidden, nn.Linear(width, 1))
 
     def forward(self, x: Tensor) -> Tensor:
-        """f (B,)."""
-        return self.layers(x).squeeze(1)
+        """f (...)."""
+        return self.layers(x).squeeze(-1)

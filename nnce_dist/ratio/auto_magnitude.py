@@ -74,7 +74,7 @@ class Evidence:
     optimism: float
 
 
-def evidence(num_parameters: int, num_samples: float) -> Evidence:
+def evidence(num_parameters: float, num_samples: float) -> Evidence:
     """From p and n: `num_samples` counts the distinct pairs of data and noise, infinite when none is seen twice."""
     return Evidence(math.log(min(math.sqrt(num_samples), CEILING)), num_parameters / num_samples)
 

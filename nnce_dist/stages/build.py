@@ -10,6 +10,7 @@ from torch import nn
 from ..config.schema import Config
 from ..models.adm_unet import adm
 from ..models.augment import NUM_LABELS, augmented
+from ..models.bridges import BridgesMLP, LinearBridges, QuadraticBridges
 from ..models.log_ratio import LinearLogRatio, LogRatioMLP, QuadraticLogRatio
 from ..models.patch_unet import PatchUNet
 from ..models.preconditioning import EDMPrecond
@@ -106,12 +107,18 @@ LOG_RATIOS = {
     "quadratic": lambda s, dim: QuadraticLogRatio(dim),
     "mlp": lambda s, dim: LogRatioMLP(dim, s.width, s.num_layers),
 }
+BRIDGES = {
+    "linear": lambda s, dim: LinearBridges(dim, s.num_bridges),
+    "quadratic": lambda s, dim: QuadraticBridges(dim, s.num_bridges),
+    "mlp": lambda s, dim: BridgesMLP(dim, s.width, s.num_layers, s.num_bridges),
+}
 
 
 def log_ratio(config: Config, dim: int) -> nn.Module:
-    """A fresh network for ln p/q, its weights a function of the run's seed."""
+    """A fresh network for the bridges of ln p/q, (B, K, D) -> (B, K), its weights a function of the run's seed."""
+    settings = config.density_ratio
     seed_networks(config, 3)
-    return LOG_RATIOS[config.density_ratio.network](config.density_ratio, dim)
+    return (LOG_RATIOS if settings.num_bridges == 1 else BRIDGES)[settings.network](settings, dim)
 
 
 def augment(config: Config) -> Augment | None:

@@ -6,6 +6,7 @@ from torch import Tensor, nn
 
 from ..config.schema import Config
 from ..evaluation.ratio_error import LogRatio, cross_entropy, measure, root_mean_square
+from ..ratio.telescoping import telescoped
 from ..tasks.density_ratio import DensityRatioTask
 from . import build
 from .job import Job
@@ -54,11 +55,12 @@ def criterion(f: LogRatio, pairs: Pairs) -> float:
 
 
 def learned(config: Config, network: nn.Module) -> LogRatio:
-    """The estimated log-ratio, float32 on the CPU; the merely reweighted cross-entropy learns ln(r/M)."""
-    network = network.cpu().eval().requires_grad_(False)
-    offset = math.log(config.objective.noise_magnitude) if config.objective.kind == "reweighted_bce" else 0.0
+    """The estimated log-ratio, float32 on the CPU; the merely reweighted cross-entropy learns K times ln(r/M)."""
+    objective, num_bridges = config.objective, config.density_ratio.num_bridges
+    whole = telescoped(network.cpu().eval().requires_grad_(False), num_bridges)
+    offset = num_bridges * math.log(objective.noise_magnitude) if objective.kind == "reweighted_bce" else 0.0
 
     def f(x: Tensor) -> Tensor:
-        return network(x) + offset
+        return whole(x) + offset
 
     return f

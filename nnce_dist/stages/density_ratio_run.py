@@ -4,6 +4,7 @@ import dataclasses
 import math
 import statistics
 from collections.abc import Callable
+from functools import partial
 from pathlib import Path
 
 from ..config.schema import Config
@@ -82,16 +83,31 @@ def plan(config: Config) -> list[tuple[str, str]]:
     sweep = f"{len(names)} trials ({', '.join(names)}), {s.training.samples:,} samples each, batch {s.training.batch}"
     rows = [
         ("data", f"{s.vectors}, {s.holdout:.0%} held out" if s.vectors else _family(config)),
-        ("network", s.network if s.network != "mlp" else f"mlp, {s.num_layers} hidden layers of {s.width}"),
+        ("network", _network(config)),
     ]
     return rows if config.sweep.space else [*rows, (STAGE, sweep)]
 
 
+def _told(config: Config, name: str) -> str:
+    """A setting, or what it is swept over."""
+    value = getattr(config.density_ratio, name)
+    told = value if isinstance(value, str) else f"{value:g}" if isinstance(value, float) else f"{value:,}"
+    return config.sweep.space.get(f"{STAGE}.{name}", told)
+
+
+def _network(config: Config) -> str:
+    told = partial(_told, config)
+    layers = f", {told('num_layers')} hidden layers of {told('width')}" if "mlp" in told("network") else ""
+    bridges = f", {told('num_bridges')} bridges, {told('waymarks')} waymarks" if told("num_bridges") != "1" else ""
+    return f"{told('network')}{layers}{bridges}"
+
+
 def _family(config: Config) -> str:
-    s = config.density_ratio
-    number = f"{s.num_samples:,} a side" if s.num_samples else "fresh at every step"
+    told = partial(_told, config)
+    number = "fresh at every step" if told("num_samples") == "0" else f"{told('num_samples')} a side"
     return (
-        f"{s.family} against N(0, I) in {s.dim} dimensions, KL {s.kl:g} nats, {number}; {s.test_samples:,} to measure"
+        f"{told('family')} against N(0, I) in {told('dim')} dimensions, KL {told('kl')} nats, {number}; "
+        f"{told('test_samples')} to measure"
     )
 
 

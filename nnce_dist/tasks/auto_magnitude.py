@@ -14,15 +14,16 @@ from ..ratio import auto_magnitude as rule
 class AutoMagnitude:
     """Where M comes from when nobody gives it; a `NoiseMagnitude` whose way follows from what it is shown.
 
-    `num_samples` counts the distinct data, of which a run sees `total_samples`, some then more than once. The rule's
-    state stays on the CPU, so that M is a plain number.
+    `num_samples` counts the distinct data, of which a run sees `total_samples`, some then more than once. The network's
+    parameters are shared out among `num_ratios` log-ratios that are shown together. The rule's state stays on the CPU,
+    so that M is a plain number.
     """
 
     milestones = (1.0, rule.CEILING)
 
-    def __init__(self, network: nn.Module, num_samples: float, total_samples: int):
+    def __init__(self, network: nn.Module, num_samples: float, total_samples: int, num_ratios: int = 1):
         repeated = num_samples if total_samples > num_samples else math.inf
-        self.known = rule.evidence(sum(p.numel() for p in network.parameters()), repeated)
+        self.known = rule.evidence(sum(p.numel() for p in network.parameters()) / num_ratios, repeated)
         self.state = rule.AutoState.start()
         self._seen: list[dict[str, Tensor]] = []
 

@@ -58,11 +58,11 @@ class NoiseMagnitude:
 
 
 def magnitude_of(
-    objective: schema.Objective, total_samples: int, network: nn.Module, num_samples: float
+    objective: schema.Objective, total_samples: int, network: nn.Module, num_samples: float, num_ratios: int = 1
 ) -> NoiseMagnitude | AutoMagnitude:
-    """Where the objective's M comes from; `network` and `num_samples` as in `AutoMagnitude`."""
+    """Where the objective's M comes from; the last three as in `AutoMagnitude`."""
     if objective.schedule.kind == "auto":
-        return AutoMagnitude(network, num_samples, total_samples)
+        return AutoMagnitude(network, num_samples, total_samples, num_ratios)
     return NoiseMagnitude(objective.noise_magnitude, objective.schedule, total_samples)
 
 

@@ -24,6 +24,7 @@ from nnce_dist.training.runtime import LocalRuntime
 from nnce_dist.training.stopping import Stopped
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
+BRIDGES = ["density_ratio.num_bridges=3", "density_ratio.network=mlp", "density_ratio.bridge_power=2"]
 
 
 def configured(*overrides: str, preset: str = "density-ratio-smoke") -> Config:
@@ -98,9 +99,11 @@ def test_only_trials_that_differ_in_numbers_share_a_pack(tmp_path):
         ["density_ratio.network=mlp"],
         ["density_ratio.num_samples=0", "objective.ratio_regularisation=0.1", "objective.hold_regularisation=true"],
         ["density_ratio.kl=12", "objective.noise_magnitude=auto", "sweep.noise_magnitudes=[]"],
+        ["density_ratio.num_bridges=2", "density_ratio.waymarks=mixed", "density_ratio.network=quadratic"],
+        [*BRIDGES, "density_ratio.kl=12", "objective.noise_magnitude=auto", "sweep.noise_magnitudes=[]"],
         ["density_ratio.training.max_skipped_steps=2"],  # which cannot be stacked: they take turns
     ],
-    ids=["mlp", "fresh", "auto", "turns"],
+    ids=["mlp", "fresh", "auto", "bridges", "auto bridges", "turns"],
 )
 def test_each_trial_leaves_what_it_leaves_alone(tmp_path, settings):
     alone, packed = (payloads(tmp_path / name, *settings) for name in ("alone", "packed"))
