@@ -26,8 +26,20 @@ def refusal(workers: Workers, nodes: Nodes) -> str:
     for node in nodes:
         total.update({name: node.get(name, 0) for name in ("CPU", "GPU")})
     each = f"({workers.cpus:g} CPUs, {workers.gpus:g} GPUs)"
-    found = f"{total['CPU']:g} CPUs and {total['GPU']:g} GPUs on {len(nodes)} node(s)"
+    found = f"{_amounts(total)} on {len(nodes)} node(s)"
+    if len(nodes) > 1:
+        found += f", the largest with {_amounts(max(nodes, key=lambda node: _size(node, workers)))}"
     return (
         f"workers: asked for {workers.min or workers.count} x {each}, the cluster has {found}; "
         "lower workers.count, workers.cpus or workers.gpus, or add nodes"
     )
+
+
+def _size(node: Mapping[str, float], workers: Workers) -> tuple[float, float]:
+    """What workers need most comes first."""
+    cpus, gpus = node.get("CPU", 0), node.get("GPU", 0)
+    return (gpus, cpus) if workers.gpus else (cpus, gpus)
+
+
+def _amounts(node: Mapping[str, float]) -> str:
+    return f"{node.get('CPU', 0):g} CPUs and {node.get('GPU', 0):g} GPUs"

@@ -53,6 +53,11 @@ def per_process(config: Config) -> int:
     return 1 if adaptive else config.sweep.per_process
 
 
+def waits(config: Config) -> bool:
+    """Whether trials wait to go on, or others go on from theirs: then each holds its checkpoints."""
+    return bool(config.sweep.space) and config.sweep.strategy in INTERVALS
+
+
 def draws(config: Config) -> int:
     """How often what is no grid is drawn."""
     return 1 if config.sweep.strategy == "grid" else config.sweep.trials

@@ -15,6 +15,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from nnce_dist.config.schema import Evaluation
+from nnce_dist.samplers.divergence import DivergedError
 
 from .features import FeatureNetwork, to_uint8
 from .frechet import Moments, frechet_distance, kernel_distance, manifold_radii, precision_recall
@@ -26,10 +27,6 @@ KERNEL_SUBSETS = {"inception": (100, 1000), "shapes": (10, 1000)}  # number and 
 
 DrawImages = Callable[[int, range], Tensor]  # draw number, image ids -> images (B, 3, H, W), in [-1, 1] or 8-bit
 Labels = Callable[[range], Tensor]  # image ids -> the classes asked for (B,)
-
-
-class DivergedError(ValueError):
-    """A sampler returned values that are not finite."""
 
 
 @dataclass(frozen=True)

@@ -3,6 +3,7 @@
 import json
 import math
 import os
+import time
 from collections.abc import Iterator
 from contextlib import closing
 from pathlib import Path
@@ -57,14 +58,19 @@ def _records(path: Path) -> Iterator[tuple[dict[str, float | int | str], int]]:
             raise ValueError(f"{path}, line {number}: not a metrics record ({error}); move the file away") from None
 
 
-def truncate(path: Path, samples_seen: int) -> None:
-    """Cuts off a torn last line and every record from beyond `samples_seen`, the position training resumes at."""
-    end = 0
+def truncate(path: Path, samples_seen: int) -> dict[str, float | int | str]:
+    """Cuts off a torn last line and every record from beyond `samples_seen`, the position training resumes at.
+
+    Gives the newest value of every key that remains, and as `started` the time of the first record.
+    """
+    end, newest = 0, {}
     for record, end_of_line in _records(path):
         if record.get("samples_seen", 0) > samples_seen:
             break
         end = end_of_line
+        newest = {"started": record.get("time", time.time()), **newest, **record}
     os.truncate(path, end)
+    return newest
 
 
 class JsonlSink(Sink):
@@ -75,9 +81,9 @@ class JsonlSink(Sink):
         self._path.parent.mkdir(parents=True, exist_ok=True)
         self._file = os.open(self._path, os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o644)
 
-    def resume(self, samples_seen: int) -> None:
-        """Cuts the file back to the position that training goes on from."""
-        truncate(self._path, samples_seen)
+    def resume(self, samples_seen: int) -> Record:
+        """Cuts the file back to the position that training goes on from; gives the newest values that remain."""
+        return truncate(self._path, samples_seen)
 
     def write(self, record: Record) -> None:
         """Appends one line in one system call, so that a reader or a crash never sees half of it in the middle."""

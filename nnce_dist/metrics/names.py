@@ -34,6 +34,13 @@ PLAIN = {
     "skipped_steps": Metric(
         "nnce_skipped_steps", "counter", "steps", "Optimiser steps left out: a non-finite gradient"
     ),
+    "started": Metric("nnce_started_timestamp_seconds", "gauge", "s", "Unix time of the job's first start"),
+    "useful_seconds": Metric(
+        "nnce_useful_seconds", "counter", "s", "Time in steps that count: one that was made again counts once"
+    ),
+    "goodput": Metric(
+        "nnce_goodput", "gauge", "1", "Part of the time since the first start that went into steps that count"
+    ),
     "images_per_second": Metric("nnce_images_per_second", "gauge", "samples/s", "Throughput over all ranks"),
     "step_seconds": Metric("nnce_step_seconds", "gauge", "s", "Mean duration of an iteration"),
     "checkpoint_seconds": Metric("nnce_checkpoint_seconds", "gauge", "s", "Duration of the newest checkpoint's write"),

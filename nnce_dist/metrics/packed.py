@@ -28,10 +28,9 @@ class _Each(Sink):
         for constants, fan_out in self._members:
             fan_out.write({**constants, **record})
 
-    def resume(self, samples_seen: int) -> None:
-        """Tells every trial's sinks."""
-        for _, fan_out in self._members:
-            fan_out.resume(samples_seen)
+    def resume(self, samples_seen: int) -> Record:
+        """Tells every trial's sinks; gives what the first of them knows, which the others began with."""
+        return [fan_out.resume(samples_seen) for _, fan_out in self._members][0]
 
     def close(self) -> None:
         """Closes every trial's sinks."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Mapping
 import torch
 from torch import Tensor
 
+from .goodput import Goodput
 from .names import Record
 
 logger = logging.getLogger(__name__)
@@ -19,8 +20,9 @@ class Sink:
         """Takes one record."""
         raise NotImplementedError
 
-    def resume(self, samples_seen: int) -> None:
-        """Training goes on from `samples_seen`: forget records from beyond it."""
+    def resume(self, samples_seen: int) -> Record:
+        """Training goes on from `samples_seen`: forget records from beyond it. Gives what is known from before it."""
+        return {}
 
     def close(self) -> None:
         """Let go of what the sink holds."""
@@ -37,20 +39,22 @@ class FanOut(Sink):
         """Offers the record to every sink."""
         self._each("write", record)
 
-    def resume(self, samples_seen: int) -> None:
-        """Tells every sink where training goes on."""
-        self._each("resume", samples_seen)
+    def resume(self, samples_seen: int) -> Record:
+        """Tells every sink where training goes on; gives what one of them knows from before it."""
+        return next(filter(None, self._each("resume", samples_seen)), {})
 
     def close(self) -> None:
         """Closes every sink."""
         self._each("close")
 
-    def _each(self, method: str, *arguments) -> None:
+    def _each(self, method: str, *arguments) -> list:
+        given = []
         for sink in self._sinks:
             try:
-                getattr(sink, method)(*arguments)
+                given.append(getattr(sink, method)(*arguments))
             except Exception as error:
                 self._warn_once(sink, error)
+        return given
 
     def _warn_once(self, sink: Sink, error: Exception) -> None:
         if id(sink) not in self._warned:
@@ -84,13 +88,17 @@ class Recorder:
         self._sums: dict[str, Tensor] = {}
         self._counts: dict[str, int] = {}
         self._samples_seen, self._clock = 0, time.perf_counter()
+        self._goodput = Goodput({})
 
     def resume(self, samples_seen: int, pending: Mapping[str, Tensor] | None = None) -> None:
         """Training goes on from here, with what was `pending` here; sinks forget what they hold from beyond."""
         self._samples_seen, self._clock = samples_seen, time.perf_counter()
         self._sums = {key: both[:-1].view(self._shape) for key, both in (pending or {}).items()}
         self._counts = {key: int(both[-1]) for key, both in (pending or {}).items()}
-        self._fan_out.resume(samples_seen)
+        before = self._fan_out.resume(samples_seen)
+        self._goodput = Goodput(before)
+        if "started" not in before:
+            self._fan_out.write({**self._constants, "time": time.time(), **self._goodput.start})
 
     def pending(self) -> dict[str, Tensor]:
         """What this rank has observed since the last flush: by name its sum, then the count; float64."""
@@ -147,5 +155,7 @@ class Recorder:
         per_second = (samples_seen - self._samples_seen) / max(now - self._clock, 1e-9)
         self._samples_seen, self._clock = samples_seen, now
         where = {"time": time.time(), "samples_seen": samples_seen, "steps": samples_seen // self._batch}
-        seconds = {"step_seconds": self._batch / per_second} if per_second > 0 else {}
-        return {**where, "images_per_second": per_second, **seconds}
+        if per_second <= 0:
+            return {**where, "images_per_second": per_second}
+        pace = {"images_per_second": per_second, "step_seconds": self._batch / per_second}
+        return {**where, **pace, **self._goodput.at(samples_seen, per_second)}

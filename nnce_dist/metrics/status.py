@@ -7,7 +7,8 @@ from dataclasses import dataclass, replace
 from .names import Record
 
 TRAINING, TRAINED = "training", "trained"
-ENDS = ("failed", "judged", "evaluated", "not copied yet")  # how events begin after which a job does nothing more
+# How events begin after which a job does nothing more.
+ENDS = ("failed", "diverged", "judged", "evaluated", "not copied yet")
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Statuses(dict[str, Status]):
     def take(self, record: Record) -> Status | None:
         """The status of the record's job after it; None for a record that tells of none."""
         told = record.get("event") or record.get("doing")
-        if not (told or record.get("samples_total")):
+        if not (told or (record.get("samples_total") and "samples_seen" in record)):
             return None
         job = name_of(record)
         status = self._after(record, self.get(job, Status(job)), told)

@@ -12,7 +12,7 @@ from ray.train.v2._internal.execution.failure_handling import FailureDecision
 from ..config.schema import Workers
 from . import resources
 from .environment import ClusterError
-from .failures import FinalError, unwrapped, why_restarted
+from .failures import FinalError, keep_hang, unwrapped, why_restarted
 from .stopping import worker_signals
 
 OnRestart = Callable[[dict, str, str], None]  # (payload, cause, line); a function of an importable module
@@ -31,8 +31,9 @@ class StopAtFinalError(UserCallback):
 class TellRestarts(WorkerGroupCallback, ControllerCallback):
     """Tells why workers are started again."""
 
-    def __init__(self, payload: dict, workers: Workers, run_dir: Path, on_restart: OnRestart):
+    def __init__(self, payload: dict, workers: Workers, run_dir: Path, bookkeeping: Path, on_restart: OnRestart):
         self._payload, self._workers, self._run_dir, self._on_restart = payload, workers, run_dir, on_restart
+        self._bookkeeping = bookkeeping  # of Ray Train, gone after the run
         self._failures: dict[int, Exception] = {}
 
     def after_worker_group_poll_status(self, worker_group_status) -> None:
@@ -41,8 +42,9 @@ class TellRestarts(WorkerGroupCallback, ControllerCallback):
 
     def before_controller_execute_failure_decision(self, failure_decision: FailureDecision) -> None:
         """Called in the controller after a failure."""
-        if failure_decision == FailureDecision.RETRY and self._failures:
-            self._on_restart(self._payload, *why_restarted(self._failures, self._workers, self._run_dir))
+        hang = keep_hang(self._bookkeeping, self._run_dir)
+        if failure_decision == FailureDecision.RETRY and (hang or self._failures):
+            self._on_restart(self._payload, *why_restarted(self._failures, self._workers, self._run_dir, hang))
         self._failures = {}
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 import ray
+import ray._private.worker
 from ray._common.utils import get_default_system_temp_dir
 
 from .stopping import StopOnSignal
@@ -27,25 +28,35 @@ class ClusterError(RuntimeError):
 
 
 @contextmanager
-def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0.1) -> Iterator[None]:
+def session(
+    verbose: bool = False, num_cpus: int | None = None, grace: float = 0.1, groups: bool = True
+) -> Iterator[None]:
     """Ray for the time of the block; after SIGINT or SIGTERM its workers have `grace` seconds to save (`StopOnSignal`).
 
     Without RAY_ADDRESS a Ray of our own starts, with `num_cpus` CPUs (all of the machine's by default), and is gone
-    afterwards with all its processes and their temporary files; Ray's own logs stay where Ray puts them. Within an
-    outer session this is that session.
+    afterwards with all its processes and their temporary files; Ray's own logs stay where Ray puts them. Worker groups
+    run only in a session of `groups`, which starts later. Within an outer session this is that session.
     """
     if ray.is_initialized():
         yield
         return
     with nullcontext("") if os.environ.get("RAY_ADDRESS") else _temporary_folder() as temporary:
-        connect(temporary, verbose, num_cpus)
+        connect(temporary, verbose, num_cpus, groups)
         try:
             if os.environ.get("RAY_ADDRESS") and (line := differences()):
                 raise ClusterError(line)
             with StopOnSignal(grace):
                 yield
         finally:
-            ray.shutdown()
+            _end()
+
+
+def _end() -> None:
+    """Leaves a cluster, or ends a Ray of our own; asked politely, its autoscaler takes the second that Ray gives it."""
+    node = ray._private.worker._global_node
+    if node and node.is_head():
+        node.kill_monitor(check_alive=False)  # it has no nodes to start, no processes and no files
+    ray.shutdown()
 
 
 def _temporary_folder() -> TemporaryDirectory:
@@ -55,7 +66,7 @@ def _temporary_folder() -> TemporaryDirectory:
     return TemporaryDirectory(prefix="nnce-", dir=place, ignore_cleanup_errors=True)
 
 
-def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None) -> None:
+def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None, groups: bool = True) -> None:
     """Connects to the cluster at RAY_ADDRESS, or starts a Ray of our own; raises `ClusterError` if that fails.
 
     The processes of our own Ray put their temporary files into the folder `temporary`.
@@ -71,13 +82,13 @@ def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None) 
                 ray.init(logging_level=level, log_to_driver=verbose)
             else:
                 _make_token()
-                _start(temporary, level, verbose, num_cpus)
+                _start(temporary, level, verbose, num_cpus, groups)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:400]  # Ray lists differing versions line by line
         raise ClusterError(f"cannot connect to {where}: {reason or type(error).__name__}; {hint}") from error
 
 
-def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None) -> None:
+def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None, groups: bool) -> None:
     """Starts a Ray of our own.
 
     Its processes get its address in RAY_ADDRESS: Ray's own cleaners ask the state API without saying which cluster they
@@ -91,7 +102,7 @@ def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None) -> N
         ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=True,  # without it there is no state API at all
+            include_dashboard=groups,  # ten processes; Ray Train's cleaners ask the state API, which is one of them
             object_store_memory=_OBJECT_STORE_BYTES,
             logging_level=level,
             log_to_driver=verbose,

@@ -2,6 +2,7 @@
 
 import logging
 import math
+import os
 import time
 import traceback
 from collections.abc import Callable
@@ -30,6 +31,9 @@ from .watchdog import Watchdog
 # Tune would put the driver's S3 keys into the description of its actors, which Ray logs for everyone to read. A Ray of
 # our own inherits them; nodes of a cluster have their own.
 class_cache.ENV_VARS_TO_PROPAGATE -= {name for name in class_cache.ENV_VARS_TO_PROPAGATE if name.startswith("AWS_")}
+if not os.environ.get("RAY_ADDRESS"):  # what a Ray of our own has started already is as good as a process of Tune's own
+    class_cache.ENV_VARS_TO_PROPAGATE.clear()
+    class_cache.DEFAULT_ENV_VARS.clear()
 
 # A trial that only waits for its worker group takes next to nothing, and nothing that the group needs: on the head.
 _ON_HEAD = {"node:__internal_head__": 0.001}

@@ -33,6 +33,7 @@ from .watchdog import Watchdog
 
 TrainFn = Callable[[dict, Runtime], Any]
 _RESIZE_PATIENCE = 20.0  # seconds
+_EVIDENCE = 60.0  # seconds in which Ray Train takes the stacks of ranks that hang, before torch ends them
 
 
 def _all_bookkeeping(run_dir: Path) -> Path:
@@ -96,12 +97,26 @@ def run_on_workers(
     return value
 
 
+def _detect_hangs(workers: Workers) -> None:
+    """Ray Train's own detector of collectives that stand still, which asks NCCL for each rank's; read by `fit`.
+
+    It names the ranks and takes their stacks, before torch's own watchdog gives up the collective. A stopped process
+    and what happens outside of collectives it does not see (see `watchdog.py`). Where the program `ncclras` of NCCL
+    2.28 or newer is missing it turns itself off. A value that is set already stays.
+    """
+    seconds = max(workers.collective_timeout - _EVIDENCE, workers.collective_timeout / 2)
+    wanted = {"ENABLE_NCCL_HANG_DETECTOR": "1", "NCCL_RAS_ACTION": "fail", "NCCL_RAS_CONFIRM_DURATION_S": str(seconds)}
+    for name, value in wanted.items() if workers.gpus and workers.count > 1 else ():
+        os.environ.setdefault(f"RAY_TRAIN_{name}", value)
+
+
 def _fit(
     train_fn: TrainFn, payload: dict, workers: Workers, run_dir: Path, on_restart: OnRestart, verbose: bool
 ) -> Any:
     # A group that may be smaller is tried again soon with what there is: Ray's first view of lost nodes is stale.
     patience = min(_RESIZE_PATIENCE, workers.start_timeout) if workers.min else workers.start_timeout
     os.environ["RAY_TRAIN_WORKER_GROUP_START_TIMEOUT_S"] = str(patience)  # read by `fit`
+    _detect_hangs(workers)
     with bookkeeping(run_dir) as folder:
         trainer = _Trainer(
             partial(_work, train_fn, workers, run_dir),
@@ -122,7 +137,7 @@ def _fit(
                 logging_config=LoggingConfig("INFO" if verbose else "ERROR"),
                 callbacks=[
                     StopAtFinalError(),
-                    TellRestarts(payload, workers, run_dir, on_restart),
+                    TellRestarts(payload, workers, run_dir, folder, on_restart),
                     SeeSignals(),
                     GiveUp(workers),
                 ],

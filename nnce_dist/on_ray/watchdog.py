@@ -1,7 +1,8 @@
 """A process that makes no progress is ended, so that Ray starts another.
 
 Ray Train's health check sees a worker whose process stands still, but neither one whose training alone is stuck nor a
-trial outside a worker group, and it shows no stacks; the check here sees all of these.
+trial outside a worker group, and it shows no stacks. Its detector of hangs (`train._detect_hangs`) sees collectives of
+NCCL that do not match, on GPUs, as long as every rank's process answers. The check here sees all of these.
 """
 
 import faulthandler

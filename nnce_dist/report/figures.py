@@ -2,11 +2,15 @@
 
 import io
 import math
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, replace
+from itertools import groupby
 
 import matplotlib
+import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.collections import LineCollection
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import LogLocator, NullFormatter, PercentFormatter, ScalarFormatter
@@ -40,6 +44,19 @@ DARK = Theme("#e6e8ee", "#9aa2b4", "#30353f", "#6cb0ff", "#ff9d4d", "#1b1f27", (
 
 
 @dataclass(frozen=True)
+class Look:
+    """How a curve is drawn."""
+
+    colour: str | tuple
+    style: str = "-"
+    width: float = 1.5
+
+    def line(self) -> Line2D:
+        """For a legend."""
+        return Line2D([], [], color=self.colour, linestyle=self.style, linewidth=self.width)
+
+
+@dataclass(frozen=True)
 class Panel:
     """One picture of the report."""
 
@@ -63,15 +80,17 @@ def render(panel: Panel, theme: Theme) -> bytes:
         "axes.spines.top": False,
         "axes.spines.right": False,
         "axes.axisbelow": True,
+        "axes.facecolor": "none",
         "legend.frameon": False,
     }
     with matplotlib.rc_context(style):
-        figure = Figure(figsize=panel.size, layout="constrained")
+        figure = Figure(figsize=panel.size, dpi=DPI, facecolor="none", layout="constrained")
         axes = figure.add_subplot()
         axes.grid(True, axis="y", linewidth=0.8)
         panel.draw(axes, theme)
         png = io.BytesIO()
-        figure.savefig(png, format="png", dpi=DPI, transparent=True, metadata={"Software": None})
+        # `savefig` would draw twice; the default level takes 10 ms longer and makes files a seventh smaller
+        FigureCanvasAgg(figure).print_png(png, metadata={"Software": None}, pil_kwargs={"compress_level": 3})
     return png.getvalue()
 
 
@@ -266,12 +285,20 @@ def draw_curves(axes: Axes, theme: Theme, jobs: list[Curve], key: str) -> None:
     swept = sorted({job.level for job in jobs if job.level is not None})
     recorded = [job for job in jobs if job.series(key)[0]]
     width = 1.5 if len(recorded) <= 2 * MOST_NAMES else 0.8
-    for job in recorded:
-        style = "--" if job.held else "-"
-        axes.plot(*job.series(key), style, color=level_colour(job.level, swept, theme), linewidth=width, label=job.name)
+    looks = [Look(level_colour(job.level, swept, theme), "--" if job.held else "-", width) for job in recorded]
+    _plot_together(axes, zip(looks, (job.series(key) for job in recorded), strict=True))
     _samples_axis(axes)
     axes.margins(x=0.02)
-    _curve_legend(axes, theme, swept)
+    _curve_legend(axes, theme, swept, {job.name: look for job, look in zip(recorded, looks, strict=True)})
+
+
+def _plot_together(axes: Axes, curves: Iterable[tuple[Look, tuple[list[float], list[float]]]]) -> None:
+    """What `axes.plot` draws for curves one by one, which takes three times as long for dozens."""
+    for style, group in groupby(curves, lambda curve: curve[0].style):
+        looks, points = zip(*((look, np.column_stack(series)) for look, series in group), strict=True)
+        ends = {"capstyle": "projecting" if style == "-" else "butt", "joinstyle": "round"}
+        colours, widths = [look.colour for look in looks], [look.width for look in looks]
+        axes.add_collection(LineCollection(points, colors=colours, linestyles=style, linewidths=widths, **ends))
 
 
 def _samples_axis(axes: Axes) -> None:
@@ -280,16 +307,15 @@ def _samples_axis(axes: Axes) -> None:
     axes.xaxis.set_major_formatter(lambda value, _: _thousands(value))
 
 
-def _curve_legend(axes: Axes, theme: Theme, swept: list[float]) -> None:
+def _curve_legend(axes: Axes, theme: Theme, swept: list[float], named: Mapping[str, Look]) -> None:
     """Names the curves; where they are too many, some of the levels that their colours stand for."""
-    lines, names = axes.get_legend_handles_labels()
-    named = dict(zip(names, lines, strict=True))
     if len(named) > MOST_NAMES:
         chosen = [swept[round(part * (len(swept) - 1) / 3)] for part in range(4)] if len(swept) > 3 else []
-        named = {_level(one): Line2D([], [], color=level_colour(one, swept, theme)) for one in chosen}
+        named = {_level(one): Look(level_colour(one, swept, theme)) for one in chosen}
     if len(named) > 1:
+        lines = [look.line() for look in named.values()]
         place = {"loc": "lower center", "bbox_to_anchor": (0.5, 1.0)}
-        axes.legend(named.values(), named, fontsize=9.5, ncols=4, handlelength=1.4, columnspacing=1, **place)
+        axes.legend(lines, named, fontsize=9.5, ncols=4, handlelength=1.4, columnspacing=1, **place)
 
 
 def _level(value: float) -> str:

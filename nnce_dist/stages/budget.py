@@ -1,19 +1,19 @@
 """`sweep.checkpoint_bytes`: how many checkpoints a trial keeps, and how many trials run at a time, inside the budget.
 
 A trial at work holds those that it keeps and one that it is writing. One that has ended holds none, its weights stay
-(`folder.release`); but where trials wait to go on, or others go on from theirs, each holds what it keeps.
+(`folder.release`), and one that failed the newest where there is room (`failed_state.py`); but where trials wait to go
+on, or others go on from theirs, each holds what it keeps.
 """
 
+import math
 from dataclasses import dataclass
 
 from ..config.load import with_settings
 from ..config.schema import Config
-from ..config.sweep_checks import per_process
+from ..config.sweep_checks import per_process, waits
 from . import rehearsal
 from .estimate import Estimate
 from .units import in_units
-
-WAITING = ("asha", "pbt")  # strategies whose trials wait
 
 
 @dataclass(frozen=True)
@@ -29,7 +29,7 @@ def shares(estimate: Estimate) -> Shares:
     config, training, one = estimate.config, estimate.training, estimate.checkpoint_bytes
     slots, wanted = config.sweep.checkpoint_bytes // one, training.keep_last + bool(training.keep_best)
     together = min(per_process(config), estimate.trials)
-    waiting = estimate.trials if config.sweep.space and config.sweep.strategy in WAITING else 0
+    waiting = estimate.trials if waits(config) else 0
     if waiting:
         kept = min(max(slots // waiting - 1, 1), wanted)
         jobs, least = slots - kept * waiting, waiting + 1
@@ -56,6 +56,13 @@ def within(config: Config) -> Config:
         config,
         {
             f"{estimate.stage}.training.keep_bytes": min(training.keep_bytes or keep, keep),
-            "sweep.concurrent": min(sweep.concurrent or share.jobs, share.jobs),
+            "sweep.concurrent": _at_a_time(
+                sweep.concurrent, share.jobs, math.ceil(estimate.trials / per_process(config))
+            ),
         },
     )
+
+
+def _at_a_time(wanted: int, most: int, jobs: int) -> int:
+    """The setting for how many jobs run at a time: as it was, 0 for all perhaps, where all of them may."""
+    return wanted if most >= jobs else min(wanted or most, most)

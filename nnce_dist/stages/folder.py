@@ -24,7 +24,7 @@ from ..training.mirror import FOLDER
 MAY_DRIFT = (  # does not change what is computed
     *("run.dir", "run.mirror", "run.verbose", "run.allow_drift", "metrics.*", "workers.*", "sweep.concurrent"),
     *("sweep.price_per_hour", "sweep.checkpoint_bytes"),
-    *("data.cache_dir", "data.loader_threads", "data.s3.*", "evaluation.batch"),
+    *("data.cache_dir", "data.loader_workers", "data.s3.*", "evaluation.batch"),
     *("*.training.checkpoint_every", "*.training.keep_*", "*.training.micro_batch"),
 )
 _MEAN = "one_step.training.micro_batch"  # what the critic averages over
@@ -102,16 +102,22 @@ def write_result(folder: Path, result: dict) -> None:
 
 def errors(results: list[dict]) -> dict[str, str]:
     """One line about each job that failed, by its stage and name."""
-    return {
-        " ".join(dict.fromkeys((result["stage"], result["name"]))): result["error"]
-        for result in results
-        if "error" in result
-    }
+    return {job_name(result): result["error"] for result in results if "error" in result}
+
+
+def job_name(result: dict) -> str:
+    """The stage and the name of a result's job; a stage of one job has one name."""
+    return " ".join(dict.fromkeys((result["stage"], result["name"])))
+
+
+def budgeted(config: Config, stage: str) -> bool:
+    """Whether a job's checkpoints are inside the budget of all trials'."""
+    return bool(config.sweep.checkpoint_bytes) and stage in (trials_stage(config), PACKS)
 
 
 def release(config: Config, folder: Path, stage: str) -> None:
     """Lets go of the checkpoints of a trial that has ended, where those of all trials have a budget."""
-    if config.sweep.checkpoint_bytes and stage in (trials_stage(config), PACKS):
+    if budgeted(config, stage):
         shutil.rmtree(folder / FOLDER, ignore_errors=True)
 
 

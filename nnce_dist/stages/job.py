@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from ..config.schema import Config, Training, Workers
 from ..data import counters
 from ..data.stream import ShardSource
-from ..evaluation.evaluate import DivergedError, Reference, evaluate
+from ..evaluation.evaluate import Reference, evaluate
 from ..evaluation.features import FeatureNetwork, to_uint8
 from ..metrics.jsonl import FILE_NAME, JsonlSink, append
 from ..metrics.packed import Member
@@ -23,6 +23,7 @@ from ..metrics.recorder import Recorder
 from ..models.preconditioning import EDMPrecond
 from ..models.weights import save_weights
 from ..report.grids import save_grid
+from ..samplers.divergence import DivergedError
 from ..tasks.edm_loss import one_hot
 from ..training.errors import one_line
 from ..training.loop import Stream
@@ -41,6 +42,7 @@ from .trials import swept_settings
 TRAINING, EVALUATION, SELECTION = 10, 13, 14  # keys of the random streams; 11 and 12 were used up in choosing settings
 T = TypeVar("T")
 GRID = 32  # pictures kept as samples.png
+DIVERGED = "diverged"
 
 
 def rank_part(total: int, rank: int, world_size: int) -> slice:
@@ -53,6 +55,16 @@ def micro_batched(training: Training, workers: Workers) -> Training:
     if not workers.min or training.micro_batch:
         return training
     return dataclasses.replace(training, micro_batch=training.batch // workers.count)
+
+
+def diverged(error: DivergedError) -> dict:
+    """What the result of a sampler that has diverged says in place of figures."""
+    return {"figures": {}, "note": DIVERGED, "reason": one_line(error)}
+
+
+def outcome_of(result: Mapping[str, Any], otherwise: str = "") -> str:
+    """What became of a job, for people: why it diverged, or what else it has come to."""
+    return f"{DIVERGED}: {result['reason']}" if "reason" in result else otherwise
 
 
 class Job:
@@ -166,7 +178,7 @@ class Job:
         """Sends the means over draws of the evaluation's figures, and what trials are chosen by, where metrics go."""
         means = {name: statistics.fmean(values) for name, values in result["figures"].items()}
         means |= {key: result[key] for key in ("selection",) if key in result}
-        self.tell(event="evaluated", **{f"evaluation/{name}": mean for name, mean in means.items()})
+        self.tell(event=outcome_of(result, "evaluated"), **{f"evaluation/{name}": mean for name, mean in means.items()})
 
     def copy(self) -> None:
         """Copies what the finished job leaves to the mirror; if that fails the run's end tries again."""
@@ -211,15 +223,15 @@ class Job:
 
     @torch.inference_mode()
     def measure(self, draw: Draw) -> dict:
-        """Figures of a sampler over the evaluation's draws and a picture of its samples; a note if it diverged."""
+        """Figures of a sampler over the evaluation's draws and a picture of its samples; why not, if it diverged."""
         images = self._images(draw, EVALUATION)
         grid = to_uint8(images(0, range(GRID)))
         if self.runtime.rank == 0:
             save_grid(grid, self.folder / "samples.png")
         try:
             return {"figures": self._figures(images, self.config.evaluation.draws)}
-        except DivergedError:
-            return {"figures": {}, "note": "diverged"}
+        except DivergedError as error:
+            return diverged(error)
 
     @torch.inference_mode()
     def select(self, draw: Draw) -> float:

@@ -3,6 +3,7 @@
 A job that was done before returns its result at once; one that was interrupted goes on from its newest checkpoint.
 """
 
+import math
 import time
 from pathlib import Path
 
@@ -10,12 +11,13 @@ import torch
 
 from ..config.load import from_dict
 from ..metrics.jsonl import training_records
+from ..samplers.divergence import DivergedError
 from ..training.loop import train
 from ..training.runtime import Runtime, stop_if_asked
 from . import draws
 from .folder import read_result
-from .job import Job
-from .learnings import LEARNINGS, result_of
+from .job import Job, outcome_of
+from .learnings import LEARNINGS, diverged_result, result_of
 from .packs import run_pack
 
 
@@ -37,30 +39,38 @@ class JobsFailedError(RuntimeError):
 def learn(job: Job) -> dict:
     """Trains what the job's stage learns, and gives its result."""
     learning = LEARNINGS[job.stage](job)
-    with job.prepared(learning) as where:
-        state = train(learning.task, *where)
+    try:
+        with job.prepared(learning) as where:
+            state = train(learning.task, *where)
+    except DivergedError as error:
+        return diverged_result(learning, error)
     return result_of(job, learning, state.best, state.samples_seen)
 
 
 def learn_segment(job: Job, until: int, metric: str) -> dict:
     """Trains until so many samples were seen: the value of the metric there and, at the end of training, the result."""
     learning = LEARNINGS[job.stage](job)
-    with job.prepared(learning) as where:
-        state = train(learning.task, *where, until=until)
     finished = until == learning.settings.training.samples
+    try:
+        with job.prepared(learning) as where:
+            state = train(learning.task, *where, until=until)
+    except DivergedError as error:
+        result = diverged_result(learning, error)
+        return (result if finished else {"reason": result["reason"]}) | {"value": math.inf}
     result = result_of(job, learning, state.best, state.samples_seen) if finished else {"samples": until}
     if metric == SELECTION:
         return result | {"value": result["selection"] if finished else learning.select(state.best)}
-    return result | {"value": recorded(job.folder, metric)}
+    return result | {"value": math.inf if "note" in result else recorded(job.folder, metric)}
 
 
 def recorded(folder: Path, metric: str) -> float:
     """The last value of a figure of a job's log. Raises ValueError naming those that there are."""
     records = training_records(folder)
-    if not records or metric not in records[-1]:
+    values = [record[metric] for record in records if metric in record]
+    if not values:
         names = ", ".join(sorted(key for key in records[-1] if "/" in key)) if records else "none"
         raise ValueError(f"sweep.metric={metric} is not recorded; use {SELECTION}, or one of: {names}")
-    return records[-1][metric]
+    return values[-1]
 
 
 def run_job(payload: dict, runtime: Runtime) -> dict:
@@ -85,7 +95,7 @@ def run_job(payload: dict, runtime: Runtime) -> dict:
         result = learn_segment(job, payload["until"], payload["metric"])
         if "selection" not in result:
             new = {f"evaluation/{SELECTION}": result["value"]} if payload["metric"] == SELECTION else {}
-            job.tell(event="judged", **new)  # any other figure is in the log already
+            job.tell(event=outcome_of(result, "judged"), **new)  # any other figure is in the log already
             return result  # there is more to come
     else:
         result = measure_sampler(job) if job.stage == "samplers" else learn(job)

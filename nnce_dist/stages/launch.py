@@ -15,7 +15,8 @@ from ..training.checkpoint import FencedError
 from ..training.errors import describe
 from ..training.runtime import LocalRuntime
 from ..training.stopping import Stopped, StopSignal
-from .folder import job_folder, read_result, release, write_error
+from .failed_state import release_failed
+from .folder import job_folder, read_result, write_error
 from .jobs import JobsFailedError, run_job
 from .trials import swept_settings
 
@@ -94,12 +95,14 @@ class RayLauncher(Launcher):
         """As many at a time as the cluster holds."""
         from ..on_ray.environment import ClusterError, session
         from ..on_ray.resources import TooLargeError
-        from ..on_ray.sweep import run_feed
 
         workers, verbose = self._config.workers, self._config.run.verbose
         trials = _Trials(feed, self._epoch)
         try:
-            self._ray.enter_context(session(verbose, grace=workers.grace))  # within an outer one it is that one
+            groups = workers.count > 1
+            self._ray.enter_context(session(verbose, grace=workers.grace, groups=groups))  # or the outer one
+            from ..on_ray.sweep import run_feed  # takes a second, in which Ray's workers start
+
             concurrent = self._config.sweep.concurrent
             run_feed(run_job, trials, workers, self._root, concurrent, tell_restart, verbose)
         except TooLargeError:
@@ -134,7 +137,7 @@ def failed(payload: dict, error: str, story: str) -> dict:
     write_error(payload_folder(payload), story)
     config = from_dict(payload["config"])
     _tell(payload, event=f"failed: {error}", settings=swept_settings(config, payload["stage"]))
-    release(config, payload_folder(payload), payload["stage"])
+    release_failed(config, payload_folder(payload), payload["stage"])
     return {"name": payload["name"], "stage": payload["stage"], "error": error}
 
 

@@ -1,13 +1,15 @@
 """What each stage learns: networks and task from the configuration, and what is kept and measured in the end."""
 
 import copy
+import math
 
 from ..config.sweep_checks import swept_stage
+from ..samplers.divergence import DivergedError
 from ..tasks.one_step import OneStepTask
 from ..tasks.teacher import TeacherTask
 from ..tasks.ten_step import TenStepTask
 from . import build, density_ratio, draws
-from .job import Job
+from .job import Job, diverged
 from .learning import Learning, Networks
 from .trials import constants as magnitude
 
@@ -82,6 +84,11 @@ def result_of(job: Job, learning: Learning, networks: Networks, samples: int) ->
     if "selection" not in result and job.config.sweep.space and job.stage == swept_stage(job.config):
         result["selection"] = learning.select(networks)
     return result
+
+
+def diverged_result(learning: Learning, error: DivergedError) -> dict:
+    """The result of a training that was stopped because its samples are no pictures any more."""
+    return {"samples": error.samples_seen, **learning.constants, "selection": math.inf, **diverged(error)}
 
 
 LEARNINGS = {"teacher": teacher, "ten_step": ten_step, "one_step": one_step, "density_ratio": density_ratio.learning}

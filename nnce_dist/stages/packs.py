@@ -15,6 +15,7 @@ from torch import nn
 from ..config.load import from_dict
 from ..data import counters
 from ..metrics.packed import PackedRecorder
+from ..samplers.divergence import DivergedError
 from ..tasks.task import StackableTask
 from ..training.checkpoint import FencedError
 from ..training.errors import describe
@@ -25,10 +26,11 @@ from ..training.state import TrainState
 from ..training.step import NonFiniteError
 from ..training.stopping import Stopped
 from ..training.turns import SharedStream, take_turns
+from .failed_state import release_failed
 from .folder import read_result, release, write_error
 from .job import Job
 from .learning import Learning
-from .learnings import LEARNINGS, result_of
+from .learnings import LEARNINGS, diverged_result, result_of
 from .trials import swept_settings
 
 Trained = tuple[Mapping[str, nn.Module], int] | Exception  # networks and samples seen, or why there are none
@@ -127,14 +129,17 @@ def _finished(job: Job, learning: Learning, trained: Trained, seconds: float) ->
     """The result of one trial, kept in its folder."""
     start = time.perf_counter()
     try:
-        if isinstance(trained, Exception):
+        if isinstance(trained, DivergedError):
+            result = diverged_result(learning, trained)
+        elif isinstance(trained, Exception):
             raise trained
-        result = result_of(job, learning, *trained)
+        else:
+            result = result_of(job, learning, *trained)
         return job.complete(result, seconds + time.perf_counter() - start)
     except (Stopped, FencedError):
         raise
     except Exception as error:  # whatever it is, it ends this trial alone
         write_error(job.folder, traceback.format_exc())
         job.tell(event=f"failed: {describe(error)}", settings=swept_settings(job.config, job.stage))
-        release(job.config, job.folder, job.stage)
+        release_failed(job.config, job.folder, job.stage)
         return {"name": job.name, "stage": job.stage, "error": describe(error)}

@@ -14,10 +14,11 @@ from ..config.sweep_checks import per_process, swept_stage
 from ..data.bad_samples import read_skipped
 from ..metrics.jsonl import FILE_NAME, read
 from ..metrics.monitor import Monitor
-from . import density_ratio_run, inputs, report, search
+from . import density_ratio_run, inputs, preflight, report, search
 from .budget import within
 from .draws import UNTRAINED
-from .folder import claim, errors, run_root
+from .folder import claim, errors, job_name, run_root
+from .job import outcome_of
 from .jobs import JobsFailedError
 from .launch import Launcher, launcher
 from .lease import lease
@@ -35,6 +36,7 @@ def run(config: Config, command: list[str], console: Console) -> Path:
     Raises JobsFailedError naming the jobs that failed, once the others are done and the report is written.
     """
     start, say = time.perf_counter(), partial(console.print, soft_wrap=True)
+    preflight.cluster(config, say)
     root, mirror = run_root(config), run_mirror(config)
     with lease(root, mirror, say) as epoch:
         write_manifest(root, command, claim(config, say))
@@ -49,6 +51,7 @@ def run(config: Config, command: list[str], console: Console) -> Path:
             with launcher(budgeted, root, epoch) as jobs:
                 results = run_stages(budgeted, root, mirror, jobs, say)
         tell_skipped(config, say)
+        tell_diverged(results, say)
         page = report.write(config, root, results, time.perf_counter() - start, console)
         if mirror:
             mirror.complete()
@@ -76,6 +79,13 @@ def tell_skipped(config: Config, say: Say) -> None:
         say(
             f"skipped: {total:,} samples; others took their place; all are in {path}; the first: {skipped[0]['reason']}"
         )
+
+
+def tell_diverged(results: list[dict], say: Say) -> None:
+    """One line about each job whose sampler diverged: no failure, it would only diverge again."""
+    for result in results:
+        if "reason" in result:
+            say(f"{job_name(result)}: {outcome_of(result)}")
 
 
 def run_stages(config: Config, root: Path, mirror: RunMirror | None, jobs: Launcher, say: Say) -> list[dict]:

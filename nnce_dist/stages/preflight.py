@@ -7,6 +7,7 @@ from pathlib import Path
 import torch
 
 from ..config import room
+from ..config.checks import unbridgeable
 from ..config.schema import Config
 from ..data.check import check as check_shards
 from ..data.vectors import read_pairs
@@ -14,7 +15,9 @@ from ..evaluation.inception import load_weights as load_inception_weights
 from ..models.weights import differences, load_weights
 from . import build, sweep_preflight
 from .budget import within
+from .estimate import Estimate
 from .folder import run_root
+from .jobs import JobsFailedError
 
 
 def _shards(config: Config) -> None:
@@ -69,9 +72,37 @@ def _devices(config: Config) -> None:
         raise ValueError(room.refusal(config.workers, here))  # a Ray of our own would have just this machine
 
 
+def cluster(config: Config, say: Callable[[str], None]) -> None:
+    """For a run that is new on the cluster at RAY_ADDRESS: whether that has room for a job, or grows until it has.
+
+    Raises ValueError, or JobsFailedError where the cluster cannot be reached.
+    """
+    from .launch import uses_ray
+
+    if run_root(config).exists() or not uses_ray(config) or not os.environ.get("RAY_ADDRESS"):
+        return
+    from ..on_ray import resources
+    from ..on_ray.environment import ClusterError, session
+
+    try:
+        with session(config.run.verbose):
+            if not resources.room(config.workers):
+                say(f"waiting for nodes, at most {config.workers.start_timeout:g} s (workers.start_timeout)")
+            resources.require(config.workers)
+    except resources.TooLargeError:
+        raise
+    except ClusterError as error:
+        raise JobsFailedError(str(error)) from error
+
+
 def _vectors(config: Config) -> None:
-    if config.density_ratio.vectors:
-        read_pairs(config.density_ratio.vectors)
+    if not config.density_ratio.vectors:
+        return
+    dim = read_pairs(config.density_ratio.vectors)[0].shape[1]
+    sweep = Estimate.of(config)
+    problems = [unbridgeable(kind.density_ratio, dim) for kind in (sweep.kinds if sweep else [config])]
+    if found := next(filter(None, problems), None):
+        raise ValueError(found)
 
 
 def _budget(config: Config) -> None:
@@ -87,6 +118,7 @@ CHECKS: tuple[Callable[[Config], None], ...] = (
     _shards,
     _vectors,
     _budget,
+    sweep_preflight.disk,
 )
 
 

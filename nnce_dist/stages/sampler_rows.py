@@ -60,7 +60,8 @@ def rows(config: Config, root: Path, results: list[dict], drawn: Sequence[dict] 
         result = by_name[name]
         if "error" in result:
             return SamplerResult(title, group, {}, evaluations, note="failed", **more)
-        more |= {"grid": job_folder(root, result["stage"], name) / "samples.png", "note": result.get("note", "")}
+        grid = job_folder(root, result["stage"], name) / "samples.png"  # none where training was stopped: it diverged
+        more |= {"grid": grid if grid.exists() else None, "note": result.get("note", "")}
         picked = result is chosen or result in drawn
         return SamplerResult(title, group, result["figures"], evaluations, chosen=picked, **more)
 

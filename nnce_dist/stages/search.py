@@ -91,7 +91,7 @@ def _whole(config: Config, root: Path, jobs: Launcher) -> list[dict]:
     results, metric = run_packed(jobs, payloads, per_process(config)), config.sweep.metric
     for trial, (point, result) in enumerate(zip(found, results, strict=True)):
         value = None if "error" in result else result.get(SELECTION)
-        if metric != SELECTION and "error" not in result:
+        if metric != SELECTION and not {"error", "note"} & result.keys():
             value = recorded(job_folder(root, result["stage"], result["name"]), metric)
         result.update(trial=trial, point=point, value=value)
     return results
@@ -140,10 +140,7 @@ class Search:
 
     def _try_again(self) -> None:
         """Has what failed in an earlier start trained again, unless others were decided on it."""
-        settled = self.strategy.settled(self.history)
-        released = self._config.sweep.strategy == "pbt" and self._config.sweep.checkpoint_bytes
-        if not released or settled == levels(self._config)[0]:  # otherwise the state that it began with is gone
-            self.history.forget_failures(settled)
+        self.history.forget_failures(self.strategy.settled(self.history))
 
     def _copy(self, mirror: RunMirror) -> None:
         """Copies the history; if that fails the next outcome tries again, and the run's end."""

@@ -1,4 +1,4 @@
-"""What can be found wrong with a sweep over a space before it starts; `preflight.py` asks for each of `CHECKS`."""
+"""What can be found wrong with a sweep before it starts; `preflight.py` asks, of a space for each of `CHECKS`."""
 
 from importlib.util import find_spec
 
@@ -50,13 +50,14 @@ def metric(config: Config) -> None:
 
 
 def disk(config: Config) -> None:
-    """Whether the checkpoints of all trials fit."""
+    """Whether the checkpoints of all trials fit, those over M or of a space."""
     estimate = Estimate.of(config)
-    if (needed := estimate.disk_bytes) > (free := estimate.free_bytes):
+    if estimate and (needed := estimate.disk_bytes) > (free := estimate.free_bytes):
+        whose = f"{estimate.trials} trials" if estimate.trials > 1 else "the trial"
         raise ValueError(
-            f"{run_root(config)}: the checkpoints of {estimate.trials} trials take {in_units(needed)}, "
+            f"{run_root(config)}: the checkpoints of {whose} take {in_units(needed)}, "
             f"{in_units(free)} are free; make room, set sweep.checkpoint_bytes, or choose another run.dir"
         )
 
 
-CHECKS = (suggestions, trials, metric, disk)
+CHECKS = (suggestions, trials, metric)

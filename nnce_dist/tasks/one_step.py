@@ -22,6 +22,7 @@ from torch import Tensor
 from ..config import schema
 from ..models.preconditioning import EDMPrecond
 from ..ratio.diagnostics import ratio_observations
+from ..samplers.divergence import require_near, sample_observations
 from ..samplers.one_step import one_step
 from . import sid
 from .edm_loss import denoising_loss, lognormal_sigma, noised, one_hot
@@ -74,13 +75,24 @@ class OneStepTask:
     def updates(
         self, batch: Batch, random: Random, samples_seen: int, mean_over_ranks: Callable[[Tensor], Tensor]
     ) -> Iterator[Update]:
-        """The fake score's update, then the generator's once it is no longer frozen."""
+        """The fake score's update, then the generator's once it is no longer frozen.
+
+        Raises DivergedError between the two when the samples are no pictures any more.
+        """
         labels, m = one_hot(batch.labels, self.num_classes), self.magnitude.at(samples_seen)
 
         def on(loss: Callable[..., LossAndObservations], part: slice) -> LossAndObservations:
             return loss(m, batch.x[part], None if labels is None else labels[part], random[part])
 
-        yield Update("fake_score", partial(on, self.fake_score_loss), len(batch))
+        far = []
+
+        def on_fakes(part: slice) -> LossAndObservations:
+            loss, seen = on(self.fake_score_loss, part)
+            far.append(seen["far_off"].sum())
+            return loss, seen
+
+        yield Update("fake_score", on_fakes, len(batch))
+        require_near(mean_over_ranks(sum(far) / len(batch)), samples_seen)
         if samples_seen >= self.settings.generator_freeze_samples:
             adversarial = self.has_critic and samples_seen >= self.settings.critic_from_samples
             yield Update("generator", partial(on, partial(self.generator_loss, adversarial)), len(batch))
@@ -96,6 +108,7 @@ class OneStepTask:
         self.networks["generator"].eval()
         with torch.no_grad():
             x_g = self.generate(x.shape[1:], labels, random)
+        about_samples = sample_observations(x_g, x)
         sigma = lognormal_sigma(random.normal(), self.p_mean, self.p_std)
         noise = random.normal(*x.shape[1:])
 
@@ -105,7 +118,7 @@ class OneStepTask:
 
         x_g, denoised, log_ratio_fake = seen_noisy(x_g)
         loss = denoising_loss(denoised, x_g, sigma, fake_score.sigma_data)
-        observations = {"score_loss": loss / x[0].numel()}
+        observations = {"score_loss": loss / x[0].numel(), **about_samples}
         if self.has_critic:
             _, _, log_ratio_data = seen_noisy(x)
             critic = sid.critic_loss(log_ratio_data, log_ratio_fake, sigma, fake_score.sigma_data, m)

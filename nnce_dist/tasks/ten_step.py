@@ -21,6 +21,7 @@ from torch import Tensor, nn
 
 from ..config import schema
 from ..ratio.diagnostics import ratio_observations
+from ..samplers.divergence import require_near, sample_observations
 from ..samplers.ten_step import TenStepSampler
 from . import dxmi
 from .edm_loss import one_hot
@@ -68,10 +69,14 @@ class TenStepTask:
     def updates(
         self, batch: Batch, random: Random, samples_seen: int, mean_over_ranks: Callable[[Tensor], Tensor]
     ) -> Iterator[Update]:
-        """The optimiser steps of one iteration: energy, values, then the sampler once its warm-up is over."""
+        """The optimiser steps of one iteration: energy, values, then the sampler once its warm-up is over.
+
+        Raises DivergedError, before any of them, when the samples are no pictures any more.
+        """
         labels = one_hot(batch.labels, self.num_classes)
         with frozen(self.networks["sampler"]) as sampler:
             states = sampler.roll_out(batch.x.shape[1:], random, labels)
+        require_near(mean_over_ranks(sample_observations(states[-1], batch.x)["far_off"].mean()), samples_seen)
         self.velocity = self._next_velocity(mean_over_ranks(dxmi.mean_squared_steps(states)))
         self.costs = self.costs.to(states.device)
         noise_magnitude = self.magnitude.at(samples_seen)
@@ -108,7 +113,8 @@ class TenStepTask:
         self, x: Tensor, fake: Tensor, labels: Tensor | None, m: float, part: slice
     ) -> LossAndObservations:
         energy_data, energy_fake = self._values(torch.stack([x[part], fake[part]]), labels, part)
-        return self._observed_energy_loss(energy_data, energy_fake, m)
+        loss, observations = self._observed_energy_loss(energy_data, energy_fake, m)
+        return loss, observations | sample_observations(fake[part], x[part])
 
     def _difference_loss(
         self, x: Tensor, x_next: Tensor, t: int, labels: Tensor | None, part: slice
@@ -127,7 +133,8 @@ class TenStepTask:
         values = torch.stack(values)
         error = dxmi.temporal_difference(values[:-1], values[1:], self.costs[:, None]).mean(0)
         energy, observations = self._observed_energy_loss(data, values[-1], m)
-        return energy + self.settings.value_weight * error, observations | {"temporal_difference": error.detach()}
+        observations |= sample_observations(states[-1, part], x[part]) | {"temporal_difference": error.detach()}
+        return energy + self.settings.value_weight * error, observations
 
     def _observed_energy_loss(self, energy_data: Tensor, energy_fake: Tensor, m: float) -> LossAndObservations:
         """N2CE of the log-ratios f = -E at M = m, with its regulariser."""

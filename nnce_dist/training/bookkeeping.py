@@ -8,6 +8,7 @@ import torch
 from torch import Tensor
 
 from ..config import schema
+from ..samplers.divergence import DivergedError
 from .checkpoint import CheckpointError
 from .pace import Pace
 from .resume import resume, share
@@ -59,7 +60,7 @@ class Bookkeeper:
             self.saver.prepare(state, self.training)
             self._tell(story)
 
-    def roll_back(self, state: TrainState, error: NonFiniteError) -> None:
+    def roll_back(self, state: TrainState, error: NonFiniteError | DivergedError) -> None:
         """Takes the state back to the last checkpoint, at half the learning rate from now on.
 
         Raises the error where that is not asked for, was done before, or has no checkpoint to go to.
@@ -106,12 +107,13 @@ class Bookkeeper:
             self.saver.guard.check()  # two jobs must not write one log
         figures = self.saver.figures | self.pace.figures()
         record = self.recorder.flush(state.samples_seen, skipped_steps=state.skipped_steps, **figures)
-        state.figure = self._figure(record)
+        state.figure = self._figure(record, state)
 
-    def _figure(self, record: Mapping[str, float]) -> float | None:
-        """What `training.keep_best` names, if anything."""
+    def _figure(self, record: Mapping[str, float], state: TrainState) -> float | None:
+        """What `training.keep_best` names, if anything; None, too, where all steps of its network were left out."""
         name = self.training.keep_best
-        if name and name not in record:
+        seen = any(key.partition("/")[0] == name.partition("/")[0] for key in record)
+        if name and name not in record and (seen or not state.skipped_steps):
             names = ", ".join(sorted(key for key in record if "/" in key))
             raise ValueError(f"training.keep_best={name!r} is no figure of this training; there are: {names}")
         return record.get(name)

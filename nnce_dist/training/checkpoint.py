@@ -22,6 +22,7 @@ from .state import Snapshot
 
 FORMAT = 1
 MANIFEST = "manifest.json"  # written last: a folder without it is no checkpoint
+SCALARS, _TENSORS = "state.json", "state.safetensors"
 UNFINISHED, _DAMAGED = ".saving-", ".damaged-"
 
 
@@ -103,9 +104,9 @@ def copy(checkpoint: Path, directory: Path) -> None:
 
 
 def _write_files(folder: Path, snapshot: Snapshot, guard: Guard) -> None:
-    _save_tensors(snapshot.tensors, folder / "state.safetensors")
-    write_json(folder / "state.json", snapshot.scalars)
-    digests = {name: sha256(folder / name) for name in ("state.safetensors", "state.json")}
+    _save_tensors(snapshot.tensors, folder / _TENSORS)
+    write_json(folder / SCALARS, snapshot.scalars)
+    digests = {name: sha256(folder / name) for name in (_TENSORS, SCALARS)}
     guard.check()
     write_json(folder / MANIFEST, {"format": FORMAT, "epoch": guard.epoch, "sha256": digests})
 
@@ -167,9 +168,9 @@ def problem(checkpoint: Path) -> str | None:
 
 def read_scalars(checkpoint: Path) -> dict:
     """The numbers and words of a checkpoint."""
-    return json.loads((checkpoint / "state.json").read_text())
+    return json.loads((checkpoint / SCALARS).read_text())
 
 
 def read_tensors(checkpoint: Path) -> dict[str, Tensor]:
     """The tensors of a checkpoint, in host memory."""
-    return load_file(checkpoint / "state.safetensors")
+    return load_file(checkpoint / _TENSORS)

@@ -11,6 +11,7 @@ from torch import Tensor
 from ..config import schema
 from ..data.shards import rank_share
 from ..models.dropout import belonging_to
+from ..samplers.divergence import DivergedError
 from ..tasks.task import Batch, LossAndObservations, Task, Update
 from .bookkeeping import Bookkeeper, Recorder
 from .pace import Pace
@@ -48,7 +49,8 @@ def train(
     With `until` it ends, after saving, at so many samples, and goes on the next time as if it had not.
 
     Raises `Stopped` after saving when the runtime is asked to stop, `NonFiniteError` when more steps than
-    `training.max_skipped_steps` had a gradient that is not finite, `CheckpointError` when a state cannot be saved.
+    `training.max_skipped_steps` had a gradient that is not finite, `DivergedError` when a sampler's samples are no
+    pictures any more, `CheckpointError` when a state cannot be saved.
     """
     state = TrainState.of(task)
     for _ in steps(state, stream, training, seed, runtime, recorder, saver, say, until):
@@ -75,7 +77,7 @@ def steps(
         books.open(state)
         try:
             yield from _advance(state, stream, seed, books)
-        except NonFiniteError as error:
+        except (NonFiniteError, DivergedError) as error:
             books.roll_back(state, error)
             yield from _advance(state, stream, seed, books)
         books.close()

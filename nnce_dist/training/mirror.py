@@ -1,6 +1,7 @@
 """Copies of a job's checkpoints in a store: committed there once their manifest is, which goes up last."""
 
 import json
+import math
 import shutil
 import threading
 import uuid
@@ -8,7 +9,7 @@ from collections.abc import Callable
 from pathlib import Path
 
 from ..config import schema
-from ..data.store import Store
+from ..data.store import Blob, Store
 from . import checkpoint, retention
 from .checkpoint import MANIFEST, CheckpointError, FencedError, Guard
 
@@ -22,16 +23,27 @@ class Mirror:
     def __init__(self, store: Store, url: str, guard: Guard, log: Path):
         self.url, self._store, self._guard, self._log = url, store, guard, log
         self._damaged: set[int] = set()  # positions whose copies were found to be useless
+        self._figures: dict[int, float] = {}  # of copies, by position
 
     def positions(self) -> set[int]:
         """Positions of all checkpoints, half-uploaded ones among them."""
         return set(self._objects())
 
     def push(self, path: Path, training: schema.Training) -> None:
-        """Commits a copy of a checkpoint, then drops what the settings do not keep.
+        """Commits copies of the newest checkpoint and of the best one, then drops what the settings do not keep.
 
         Raises OSError or ValueError of the store, FencedError when another job has taken the run over.
         """
+        self._commit(path)
+        best = retention.best({each: retention.figure_of(each) for each in checkpoint.committed(path.parent)})
+        try:
+            self._commit(best or path)  # when it was the newest another one may have overtaken it
+        except FileNotFoundError:
+            if best.exists():
+                raise  # else there is a better one now
+        self._drop_surplus(checkpoint.position(path), training)
+
+    def _commit(self, path: Path) -> None:
         if self._is_there(path):
             return
         for file in sorted(path.iterdir()):
@@ -41,7 +53,8 @@ class Mirror:
             self._store.put(f"{self.url}/{self._log.name}", self._log)
         self._guard.check()
         self._store.put(self._place(path.name, MANIFEST), path / MANIFEST)
-        self._drop_surplus(path, training)
+        self._damaged.discard(checkpoint.position(path))
+        self._figures.pop(checkpoint.position(path), None)
 
     def fetch(self, samples_seen: int, directory: Path) -> str | None:
         """Commits a checkpoint of the store here. Why it cannot be used, or None."""
@@ -83,23 +96,34 @@ class Mirror:
     def _place(self, name: str, file: str) -> str:
         return f"{self.url}/{FOLDER}/{name}/{file}"
 
-    def _objects(self) -> dict[int, list[str]]:
+    def _objects(self) -> dict[int, list[Blob]]:
         """The objects of each checkpoint, by its position."""
-        found: dict[int, list[str]] = {}
+        found: dict[int, list[Blob]] = {}
         for blob in self._store.objects(f"{self.url}/{FOLDER}"):
             name = blob.url.split("/")[-2]
             if name.isdecimal():
-                found.setdefault(int(name), []).append(blob.url)
+                found.setdefault(int(name), []).append(blob)
         return found
 
-    def _drop_surplus(self, newest: Path, training: schema.Training) -> None:
-        """Drops older copies than are kept, and whatever lies beyond the newest: it was found to be damaged."""
-        found, last = self._objects(), checkpoint.position(newest)
-        older = sorted(number for number in found if number <= last)
-        kept = {*older[-training.keep_last :], *map(checkpoint.position, retention.kept(newest.parent, training))}
-        for number in found.keys() - kept:
-            for url in sorted(found[number], key=lambda url: not url.endswith(MANIFEST)):  # what makes it whole first
-                self._store.delete(url)
+    def _drop_surplus(self, newest: int, training: schema.Training) -> None:
+        """Drops copies as checkpoints are dropped here, and what is not whole or lies beyond the newest: damaged."""
+        found = self._objects()
+        whole = {n for n, blobs in found.items() if n <= newest and any(blob.url.endswith(MANIFEST) for blob in blobs)}
+        sizes = {n: sum(blob.size for blob in found[n]) for n in whole - self._damaged}
+        kept = retention.staying(sizes, {n: self._figure(n) for n in sizes}, training)
+        for number in found.keys() - set(kept):
+            for blob in sorted(found[number], key=lambda blob: not blob.url.endswith(MANIFEST)):  # what makes it whole
+                self._store.delete(blob.url)
+
+    def _figure(self, number: int) -> float:
+        """What `training.keep_best` compares of a copy, asked for once; inf where it cannot be told."""
+        if number not in self._figures:
+            place = self._place(checkpoint.at(Path(), number).name, checkpoint.SCALARS)
+            try:
+                self._figures[number] = retention.figure(json.loads(self._store.read(place)))
+            except (FileNotFoundError, ValueError):
+                return math.inf
+        return self._figures[number]
 
 
 class Uploads:

@@ -3,36 +3,60 @@
 import errno
 import math
 import shutil
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from pathlib import Path
+from typing import TypeVar
 
 from ..config import schema
 from . import checkpoint
 
+K = TypeVar("K", Path, int)
+
 FULL = {errno.ENOSPC, errno.EDQUOT, errno.EFBIG}  # errors of a disk, a quota or a limit that is used up
 
 
-def figure(path: Path) -> float:
-    """The figure that `training.keep_best` compares; inf where a checkpoint has none or cannot be read."""
-    try:
-        value = checkpoint.read_scalars(path).get("figure")
-    except (OSError, ValueError):
-        return math.inf
+def figure(scalars: Mapping) -> float:
+    """The figure that `training.keep_best` compares, of a checkpoint's scalars; inf where there is none."""
+    value = scalars.get("figure")
     return value if isinstance(value, float) and math.isfinite(value) else math.inf
 
 
-def kept(directory: Path, training: schema.Training) -> list[Path]:
-    """The checkpoints that stay, the most important first: the newest, the best, then by age inside the budget."""
-    newest_first = sorted(checkpoint.committed(directory), reverse=True)
-    best = [path for path in [min(newest_first, key=figure, default=None)] if path and math.isfinite(figure(path))]
-    wanted = list(dict.fromkeys([*newest_first[:1], *best, *newest_first[: training.keep_last]]))
-    total, staying = 0, []
-    for path in wanted:
-        total += checkpoint.size(path)
-        if staying and training.keep_bytes and total > training.keep_bytes:
+def figure_of(path: Path) -> float:
+    """That of a checkpoint; inf, too, where it cannot be read."""
+    try:
+        return figure(checkpoint.read_scalars(path))
+    except (OSError, ValueError):
+        return math.inf
+
+
+def best(figures: Mapping[K, float]) -> K | None:
+    """Which of some checkpoints, by position or path, has the lowest figure, the newest of equals; None: none has."""
+    newest_first = sorted(figures, reverse=True)
+    lowest = min(newest_first, key=figures.get, default=None)
+    return lowest if newest_first and math.isfinite(figures[lowest]) else None
+
+
+def staying(sizes: Mapping[K, int], figures: Mapping[K, float], training: schema.Training) -> list[K]:
+    """Which of some checkpoints stay, by bytes and figure of each: the newest, the best, then by age inside the budget.
+
+    The most important come first.
+    """
+    newest_first = sorted(sizes, reverse=True)
+    chosen = [] if (lowest := best(figures)) is None else [lowest]
+    total, stay = 0, []
+    for each in dict.fromkeys([*newest_first[:1], *chosen, *newest_first[: training.keep_last]]):
+        total += sizes[each]
+        if stay and training.keep_bytes and total > training.keep_bytes:
             break
-        staying.append(path)
-    return staying
+        stay.append(each)
+    return stay
+
+
+def kept(directory: Path, training: schema.Training) -> list[Path]:
+    """The checkpoints of a folder that stay, the newest first."""
+    paths = list(checkpoint.committed(directory))
+    sizes = {path: checkpoint.size(path) for path in paths}
+    return staying(sizes, {path: figure_of(path) for path in paths}, training)
 
 
 def drop_surplus(directory: Path, training: schema.Training, in_use: Collection[Path] = ()) -> None:

@@ -10,8 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from ..tasks.task import OptimiserSettings, Task
+from .eager import eager
 
-_OPTIMISERS = {"adam": torch.optim.Adam, "radam": torch.optim.RAdam}
+_OPTIMISERS = {"adam": eager(torch.optim.Adam), "radam": eager(torch.optim.RAdam)}
 
 
 def learning_rate_factor(samples_seen: int, total_samples: int, settings: OptimiserSettings) -> float:
@@ -58,7 +59,7 @@ class Trainee:
 
     @cached_property
     def optimiser(self) -> torch.optim.Optimizer:
-        """Made when it is needed: with the first one torch imports its compiler, for more than a second."""
+        """Made when it is needed: a network that others only read has none."""
         settings = self.settings
         return _OPTIMISERS[settings.kind](self._groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 

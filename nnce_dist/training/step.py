@@ -30,19 +30,21 @@ def micro_batches(num_samples: int, size: int) -> list[slice]:
     return [slice(start, min(start + size, num_samples)) for start in range(0, num_samples, size)]
 
 
-def accumulate_gradients(update: Update, trainee: Trainee, batch: int, micro_batch: int, observe) -> None:
+def accumulate_gradients(update: Update, trainee: Trainee, batch: int, micro_batch: int) -> list[dict[str, Tensor]]:
     """Gradients of the mean loss over the global `batch`, this rank's part of the sum, in the parameters' `.grad`.
 
-    Raises GpuMemoryError, naming a smaller micro-batch.
+    Gives the per-sample observations of each micro-batch. Raises GpuMemoryError, naming a smaller micro-batch.
     """
     trainee.optimiser.zero_grad(set_to_none=True)
+    observed = []
     for part in micro_batches(update.num_samples, micro_batch):
         try:
             losses, observations = update.loss(part)
             (losses.float().sum() / batch).backward(inputs=trainee.parameters)
         except torch.OutOfMemoryError as error:
             raise GpuMemoryError(_too_large(update.network, part.stop - part.start)) from error
-        observe(update.network, observations)
+        observed.append({name: values.detach() for name, values in observations.items()})
+    return observed
 
 
 def _too_large(network: str, samples: int) -> str:
@@ -65,15 +67,17 @@ def reduce_gradients(gradients: list[Tensor], runtime: Runtime) -> None:
 def apply_update(update: Update, trainee: Trainee, runtime: Runtime, batch: int, micro_batch: int, observe) -> bool:
     """Moves one network by one update. False, on every rank alike and with nothing moved, if a gradient is not finite.
 
-    `batch` is the global one. `observe(network name, per-sample observations)` is called once per micro-batch.
+    `batch` is the global one. `observe(network name, per-sample observations)` is called once per micro-batch, unless
+    the step is left out: one NaN would hide what the others of a log line have shown.
     """
-    accumulate_gradients(update, trainee, batch, micro_batch, observe)
+    observed = accumulate_gradients(update, trainee, batch, micro_batch)
     gradients = [p.grad for p in trainee.parameters if p.grad is not None]
     reduce_gradients(gradients, runtime)
     norm = trainee.gradient_norm(gradients)  # of each trial, if there are several
     if not torch.isfinite(norm).any():
         return False
     weighed = norm[..., None].expand(*norm.shape, update.num_samples)  # as the samples are
-    observe(update.network, {"gradient_norm": weighed})
+    for observations in [*observed, {"gradient_norm": weighed}]:
+        observe(update.network, observations)
     trainee.step(gradients, norm)
     return True

@@ -52,7 +52,7 @@ def told_to_stop(bed: Bed, reference: Run) -> Outcome:
         said = attempt.finish(128 + number, within=GRACE)
         newest = newest_loads(bed)
         assert int(newest.name) == bed.witness.highest, f"stopped after {bed.witness.highest}, saved {newest}: {said}"
-    bed.start().finish()
+    bed.start().trained(bed.job)
     assert bed.witness.resumed_at == [], "I2: steps were done again"
     return measured(bed, reference, "exit 143 and 130, no step done again")
 

@@ -20,7 +20,8 @@ REPOSITORY = Path(__file__).parents[2]
 PIPELINE = [sys.executable, "pipelines/imagenet64.py", "preset=smoke", "workers.runtime=local", "run.stages=[teacher]"]
 TEACHER = ["samples=1600", "log_every=80", "checkpoint_every=160"]
 # beginnings of names
-OF_THE_CLOCK = ("time", "images_per_second", "step_seconds", "rank_step_seconds", "checkpoint_", "data/")
+OF_THE_CLOCK = ("time", "started", "useful_seconds", "goodput", "images_per_second", "step_seconds")
+OF_THE_CLOCK += ("rank_step_seconds", "checkpoint_", "data/")
 
 
 def start(folder: Path, name: str, *words: str) -> subprocess.Popen:
@@ -85,6 +86,11 @@ def test_stopped_and_killed_runs_end_as_if_nothing_had_happened(tmp_path):
     assert log(whole) == log(parts) and len(log(parts)) == 20
     events = [record["event"] for record in jsonl.read(parts / "teacher/metrics.jsonl") if "event" in record]
     assert events and all(event.startswith("continuing at ") for event in events)
+    lines = jsonl.training_records(parts / "teacher")
+    assert len({line["started"] for line in lines}) == 1  # goodput is that of all four starts
+    useful = [line["useful_seconds"] for line in lines]
+    assert useful == sorted(useful) and lines[-1]["goodput"] < 0.9
+    assert lines[-1]["goodput"] == pytest.approx(useful[-1] / (lines[-1]["time"] - lines[-1]["started"]), rel=0.01)
 
 
 def test_a_second_start_is_refused_and_a_second_signal_ends_at_once(tmp_path):

@@ -100,8 +100,35 @@ def test_as_many_copies_stay_as_checkpoints_here_the_newest_among_them(store, ur
     there = Mirror(store, url, Unguarded(), tmp_path / "none").positions()
     assert len(there) <= 3 and max(there) == 160  # those that were overtaken while others went up are left out
     before = len(store.objects(url))
-    run(tmp_path, store, url)  # done already: nothing is copied again
+    run(tmp_path, store, url, keep_last=3)  # done already: nothing is copied again
     assert len(store.objects(url)) == before
+
+
+def test_the_best_copy_and_the_budget_hold_there_as_they_do_here(store, url, tmp_path):
+    state = TrainState.of(Regression())
+
+    def commit(folder: Path, samples_seen: int, figure: float, training: Training) -> Path:
+        state.samples_seen, state.figure = samples_seen, figure
+        saver = Saver(tmp_path / folder)
+        saver.save(state, training)
+        saver.wait()
+        return checkpoint.at(saver.directory, samples_seen)
+
+    training, copies = Training(keep_last=2), Mirror(store, url, Unguarded(), tmp_path / "none")
+    for samples_seen, figure in ((8, 3.0), (16, 1.0), (24, 2.0), (32, 4.0)):
+        path = commit("here", samples_seen, figure, training)
+        if samples_seen != 16:  # which is overtaken while another one goes up
+            copies.push(path, training)
+        if samples_seen == 8:
+            store.put(f"{url}/checkpoints/{4:012d}/state.safetensors", b"of a process that was killed")
+    assert copies.positions() == {16, 24, 32}
+    copies = Mirror(store, url, Unguarded(), tmp_path / "none")  # of another machine, which has the newest alone
+    assert copies.fetch(32, tmp_path / "there") is None
+    copies.push(commit("there", 40, 5.0, training), training)
+    assert copies.positions() == {16, 32, 40}
+    two = dataclasses.replace(training, keep_last=9, keep_bytes=int(2.5 * checkpoint.size(path)))
+    copies.push(commit("there", 48, 5.0, two), two)
+    assert copies.positions() == {16, 48}
 
 
 def newest(store, url: str, file: str) -> str:

@@ -3,6 +3,8 @@
 A run on two nodes, one of which is taken away: by its owner with notice, or at once.
 """
 
+import os
+import signal
 import subprocess
 import sys
 import time
@@ -12,6 +14,7 @@ import processes
 import pytest
 from safetensors.torch import load_file
 from small_run import REPOSITORY, SETTINGS, assert_equal_to_rounding
+from test_search_on_ray import SWEEP, finish, here, history, start, trials, weights
 from test_stopping import steps
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -147,3 +150,15 @@ def test_a_trial_leaves_a_node_that_will_be_taken_away_and_that_is_no_failure(cl
     assert driver.returncode == 0, said
     assert said[0].strip() == "[['127.0.0.2'], ['127.0.0.3', '127.0.0.2']]", said
     assert not list(tmp_path.glob("*-restarts"))
+
+
+def test_a_trial_of_a_sweep_whose_node_is_lost_goes_on_elsewhere_and_no_other_is_disturbed(cluster, tmp_path):
+    whole, disturbed = here(tmp_path / "whole", SWEEP), tmp_path / "disturbed"
+    node = cluster.add_node(num_cpus=1)
+    driver = start(disturbed, cluster.driver)
+    processes.wait_until(lambda: trials(node) or driver.poll() is not None, 120, "a trial on the node")
+    os.kill(trials(node)[0], signal.SIGSTOP)  # or else it may be over before the node is lost
+    cluster.kill(node)
+    finish(driver, disturbed)
+    assert history(disturbed) == history(whole) and weights(disturbed) == weights(whole)
+    assert (disturbed / "density-ratio-smoke/metrics.jsonl").read_text().count("restarts/") == 1

@@ -1,5 +1,6 @@
 """python -m pytest tests/integration/test_on_ray.py"""
 
+import dataclasses
 import os
 import re
 import signal
@@ -160,6 +161,61 @@ def test_whatever_hits_a_rank_the_group_goes_on(ray_session, tmp_path):
     assert told == "error" and re.search(r"rank \d: stopped by SIGTERM at step [5-9]", told_to_go)
     assert stopped == "stalled" and stalled.startswith("no progress for 5 s (workers.stall_timeout); its stacks are in")
     assert any("hit_at_each_start" in path.read_text() for path in (tmp_path / "stalled").glob("*.txt"))
+
+
+NCCL_SAYS = """#!/bin/sh
+[ "$2" = text ] && echo "rank 1 launched one AllReduce less" && exit
+cat <<END
+{"timestamp": "$(date +%s%N)", "communicators": [{"hash": "world", "ranks": [
+  {"rank": 0, "status": {"abort_flag": false, "finalize_called": false, "destroy_flag": false, "init_state": 0},
+   "collective_counts": {"AllReduce": 8}},
+  {"rank": 1, "status": {"abort_flag": false, "finalize_called": false, "destroy_flag": false, "init_state": 0},
+   "collective_counts": {"AllReduce": 7}}]}]}
+END
+"""
+
+
+def hang_once(payload, runtime):
+    """At its first start a rank leaves the others waiting for good."""
+    marker = Path(payload["directory"]) / f"started-{runtime.rank}"
+    if not marker.exists():
+        marker.touch()
+        time.sleep(1000)
+    return "done"
+
+
+@pytest.mark.parametrize("restarts_left", [1, 0])
+def test_a_hang_that_nccl_reports_is_ended_by_ray_train_and_its_evidence_stays(
+    ray_session, tmp_path, monkeypatch, restarts_left
+):
+    from nnce_dist.on_ray import train
+    from nnce_dist.on_ray.environment import ClusterError
+
+    program = ray_session / "bin" / "ncclras"  # there is no GPU here: what Ray Train asks is made up, the rest is real
+    program.parent.mkdir(exist_ok=True)
+    program.write_text(NCCL_SAYS)
+    program.chmod(0o755)
+    for name in ("ENABLE_NCCL_HANG_DETECTOR", "NCCL_RAS_ACTION", "NCCL_RAS_CONFIRM_DURATION_S"):
+        monkeypatch.setenv(f"RAY_TRAIN_{name}", "")  # so that it is put back
+        monkeypatch.delenv(f"RAY_TRAIN_{name}")
+    monkeypatch.setenv("RAY_TRAIN_NCCL_RAS_MIN_POLL_INTERVAL_S", "0.3")
+    payload = {"name": "hang", "directory": str(tmp_path)}
+    workers = group(count=2, restarts=restarts_left, collective_timeout=4)
+    train._detect_hangs(dataclasses.replace(workers, gpus=1))
+    try:
+        if restarts_left:
+            assert train.run_on_workers(hang_once, payload, workers, tmp_path, note_restart) == "done"
+            ((cause, line),) = restarts(payload)
+            assert cause == "stalled" and "collectives of its ranks do not match" in line and "/stalled/nccl-" in line
+        else:
+            with pytest.raises(ClusterError, match="do not match and stand still.*folder stalled .*after 0 restarts"):
+                train.run_on_workers(hang_once, payload, workers, tmp_path, note_restart)
+    finally:
+        program.unlink()
+    (kept,) = (tmp_path / "stalled").glob("nccl-*")
+    assert all("hang_once" in (kept / "stack_traces" / f"rank_{rank}.log").read_text() for rank in range(2))
+    assert "one AllReduce less" in (kept / "nccl_ras" / "ncclras_report.txt").read_text()
+    assert_nothing_is_held()
 
 
 def test_whatever_hits_a_trial_it_goes_on(ray_session, tmp_path):

@@ -69,6 +69,9 @@ def test_one_endpoint_shows_every_trial_live(tmp_path):
     assert values["nnce_observation", labels("m-1", observation="value/new")] == 1
     assert values["nnce_evaluation", labels("m-1", figure="fd_shapes@2k")] == 3.25
     assert values["nnce_images_per_second", labels("m-1")] > 0
+    assert 0 < values["nnce_goodput", labels("m-1")] <= 1
+    assert values["nnce_useful_seconds_total", labels("inf")] > 0
+    assert abs(values["nnce_started_timestamp_seconds", labels("inf")] - time.time()) < 60
     with pytest.raises(OSError):
         urllib.request.urlopen(url, timeout=2)  # the port is free again
 

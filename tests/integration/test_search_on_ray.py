@@ -15,6 +15,10 @@ from pathlib import Path
 import processes
 import pytest
 
+from nnce_dist.config.load import load
+from nnce_dist.stages import search
+from nnce_dist.stages.folder import run_root
+from nnce_dist.stages.launch import LocalLauncher
 from nnce_dist.sweep.history import History
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
@@ -24,20 +28,21 @@ LENGTH = [
     "density_ratio.training.log_every=1600",
     "density_ratio.training.checkpoint_every=1600",
 ]
-SWEEP = [
-    *("sweep.strategy=asha", "sweep.trials=6", "sweep.reduction=2", "sweep.interval=7680", "sweep.seeds=[]"),
+SPACE = [
+    "sweep.seeds=[]",
     "sweep.space.objective.noise_magnitude=loguniform(1,1e4)",
     "sweep.space.density_ratio.optimiser.lr=loguniform(1e-3,1)",
 ]
-LINE = [sys.executable, "pipelines/density_ratio.py", "preset=density-ratio-smoke", *LENGTH, *SWEEP]
+SWEEP = [*LENGTH, "sweep.strategy=asha", "sweep.trials=6", "sweep.reduction=2", "sweep.interval=7680"]
+LINE = [sys.executable, "pipelines/density_ratio.py", "preset=density-ratio-smoke", *SPACE]
 
 
-def start(folder: Path, settings: dict[str, str], *words: str) -> subprocess.Popen:
+def start(folder: Path, settings: dict[str, str], *words: str, sweep: list[str] = SWEEP) -> subprocess.Popen:
     """The sweep, started; what it says goes to a file."""
     folder.mkdir(exist_ok=True)
     with open(folder / "said", "a") as said:
         environment = processes.outside() | {"OMP_NUM_THREADS": "1"} | settings
-        line = [*LINE, f"run.dir={folder}", *words]
+        line = [*LINE, *sweep, f"run.dir={folder}", *words]
         return subprocess.Popen(line, cwd=REPOSITORY, env=environment, stdout=said, stderr=subprocess.STDOUT)
 
 
@@ -113,3 +118,74 @@ def test_one_command_uses_a_node_that_joins_and_goes_on_when_the_head_was_lost(w
         cluster.start_head(num_cpus=2)
         finish(start(tmp_path, cluster.driver), tmp_path)
     assert history(tmp_path) == history(whole) and weights(tmp_path) == weights(whole)
+
+
+# ---- other strategies, and groups of workers, on one cluster ---------------------------------------------------------
+
+
+@pytest.fixture(scope="module")
+def cluster():
+    """A head with two CPUs, which outlives the drivers that are killed; its mark is `head`."""
+    with processes.ray_environment() as settings, closing(processes.Cluster(settings)) as cluster:
+        cluster.head = cluster.start_head(num_cpus=2)
+        yield cluster
+
+
+def here(folder: Path, sweep: list[str]) -> Path:
+    """The folder of a sweep that nobody disturbs, run in this process."""
+    words = [*SPACE, *sweep, f"run.dir={folder}"]
+    config = load(words, REPOSITORY / "pipelines" / "presets", "density-ratio-smoke")
+    run_root(config).mkdir(parents=True)
+    search.run(config, run_root(config), LocalLauncher(config, 0, None), None, lambda line: None)
+    return folder
+
+
+SHORT = [f"density_ratio.training.{what}" for what in ("samples=9600", "log_every=320", "checkpoint_every=320")]
+OTHERS = {
+    "pbt": [*SHORT, "sweep.strategy=pbt", "sweep.trials=4", "sweep.interval=3200"],
+    "tpe": [*SHORT, "sweep.strategy=tpe", "sweep.trials=6", "sweep.batch=3"],
+}
+
+
+@pytest.mark.parametrize("strategy", OTHERS)
+def test_killed_in_a_trial_and_the_driver_other_strategies_decide_as_if_they_were_not(cluster, tmp_path, strategy):
+    pytest.importorskip("optuna") if strategy == "tpe" else None
+    sweep, draw = OTHERS[strategy], random.Random(3)
+    whole = here(tmp_path / "whole", sweep)
+    disturbed = tmp_path / "disturbed"
+    first = start(disturbed, cluster.driver, sweep=sweep)
+    ended(disturbed, 1, first)
+    processes.wait_until(lambda: trials(cluster.head), 60, "a trial")
+    os.kill(draw.choice(trials(cluster.head)), signal.SIGKILL)
+    ended(disturbed, len(history(whole)) // 2, first)
+    time.sleep(draw.uniform(0, 0.5))
+    first.kill()
+    first.wait(timeout=10)
+    before = history(disturbed)
+    assert before.items() < history(whole).items()  # it was not over
+    finish(start(disturbed, cluster.driver, sweep=sweep), disturbed)
+    assert history(disturbed) == history(whole) and weights(disturbed) == weights(whole)
+    assert (disturbed / "density-ratio-smoke/metrics.jsonl").read_text().count("restarts/worker_died") == 1
+    copies = [one for one in history(disturbed).values() if one.source is not None]
+    assert bool(copies) is (strategy == "pbt")
+
+
+def test_halving_of_worker_groups_decides_as_that_of_single_ones(cluster, tmp_path):
+    sweep = [*SHORT, "sweep.strategy=asha", "sweep.trials=2", "sweep.reduction=2", "sweep.interval=4800"]
+    alone = history(here(tmp_path / "whole", sweep))
+    groups = tmp_path / "groups"
+    finish(start(groups, cluster.driver, "workers.count=2", sweep=sweep), groups)
+    assert list(history(groups)) == list(alone) and len(alone) == 3  # one of the two was stopped
+    for segment, outcome in history(groups).items():
+        assert outcome.value == pytest.approx(alone[segment].value, rel=1e-3)
+    assert len(weights(groups)) == 1 and "started again" not in (groups / "said").read_text()
+
+
+def test_gpus_that_no_node_has_are_refused_before_anything_starts(cluster, tmp_path):
+    driver = start(tmp_path, cluster.driver, "workers.gpus=2", "workers.start_timeout=1")
+    assert driver.wait(timeout=120) == 2
+    last = (tmp_path / "said").read_text().splitlines()[-1]
+    assert last.startswith(
+        "error: workers: asked for 1 x (1 CPUs, 2 GPUs), the cluster has 2 CPUs and 0 GPUs on 1 node"
+    )
+    assert [path.name for path in tmp_path.iterdir()] == ["said"]

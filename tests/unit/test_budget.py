@@ -3,6 +3,7 @@
 `sweep.checkpoint_bytes`: the checkpoints of all trials together stay inside it, at every moment.
 """
 
+import math
 import os
 import subprocess
 import sys
@@ -14,6 +15,7 @@ from pathlib import Path
 import pytest
 
 from nnce_dist.config.load import load
+from nnce_dist.metrics.jsonl import read
 from nnce_dist.stages import preflight, search
 from nnce_dist.stages.budget import Shares, shares, within
 from nnce_dist.stages.estimate import Estimate
@@ -61,7 +63,7 @@ def most_held(config, monkeypatch) -> int:
         return path
 
     monkeypatch.setattr(checkpoint, "write", watched)
-    root.mkdir(parents=True)
+    root.mkdir(parents=True, exist_ok=True)
     results = search.run(config, root, LocalLauncher(config, 0, None), None, lambda line: None)
     assert not any("error" in result for result in results)
     return max(sizes)
@@ -83,6 +85,58 @@ def test_without_a_budget_the_same_sweep_takes_more(tmp_path, monkeypatch):
     config = configured(tmp_path, "random")
     assert within(config) == config
     assert most_held(config, monkeypatch) > 6 * Estimate.of(config).checkpoint_bytes
+
+
+class Outage(LocalLauncher):
+    """Runs jobs here, but takes the device away in the last step of trial-001, which is asked `alive` times before."""
+
+    def __init__(self, config, alive: int):
+        super().__init__(config, 0, None)
+        self._alive = alive
+
+    def _run(self, payload):
+        self._left = self._alive if payload.get("until", 64) == 64 else math.inf
+        self._runtime.stop_signal = self._lost if payload["name"] == "trial-001" else lambda: None
+        return super()._run(payload)
+
+    def _lost(self):
+        """Asked before the job's start and after each step."""
+        self._left -= 1
+        if self._left < 0:
+            raise OSError("the device is gone")
+
+
+def stories(root: Path) -> list[str]:
+    """What is told of the starts of trial-001."""
+    return [one["event"] for one in read(root / "density_ratio/trial-001/metrics.jsonl") if "event" in one]
+
+
+@pytest.mark.parametrize(
+    ("strategy", "slots", "interval", "alive", "went_on"),
+    [
+        ("random", 2, 0, 4, False),
+        ("random", 3, 0, 4, True),
+        ("random", 16, 0, 4, True),
+        ("tpe", 3, 0, 4, True),
+        ("asha", 6, 63, 4, True),
+        ("pbt", 6, 48, 1, True),
+    ],
+)
+def test_a_trial_that_failed_goes_on_from_its_last_checkpoint_where_the_budget_has_room(
+    strategy, slots, interval, alive, went_on, tmp_path, monkeypatch
+):
+    pytest.importorskip("optuna") if strategy == "tpe" else None
+    one = Estimate.of(configured(tmp_path, strategy)).checkpoint_bytes
+    budget = (f"sweep.interval={interval}", f"sweep.checkpoint_bytes={one * slots}")
+    config = within(configured(tmp_path, strategy, *budget))
+    root = run_root(config)
+    root.mkdir(parents=True)
+    results = search.run(config, root, Outage(config, alive), None, lambda line: None)
+    assert [one["name"] for one in results if "error" in one] == ["trial-001"] and held(root) <= one * slots
+    before = stories(root)
+    assert 0 < most_held(config, monkeypatch) <= one * slots
+    told = stories(root)[len(before) :]
+    assert any(story.startswith("continuing at 48 of 64 samples") for story in told) is went_on
 
 
 def test_packs_stay_inside_the_budget_too(tmp_path, monkeypatch):

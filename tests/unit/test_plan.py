@@ -98,6 +98,25 @@ def test_the_plan_shows_the_seeds_that_trials_have(configured, two_seconds):
     assert [point["run.seed"] for point in trial_points(config)] == [7, 8, 9]
 
 
+def test_the_plan_shows_the_data_and_the_networks_that_trials_have(configured, two_seconds):
+    plain = rows(configured("density_ratio.network=mlp", "density_ratio.width=1024"))
+    assert plain["data"] == "shift against N(0, I) in 2 dimensions, KL 1 nats, 64 a side; 64 to measure"
+    assert plain["network"] == "mlp, 2 hidden layers of 1,024"
+    words = {
+        "family": "grid(shift,scale)",
+        "dim": "grid(2,4)",
+        "num_samples": "grid(0,64)",
+        "network": "grid(linear,mlp)",
+    }
+    swept = rows(
+        configured("sweep.seeds=[]", *(f"sweep.space.density_ratio.{key}={text}" for key, text in words.items()))
+    )
+    assert swept["data"].startswith(
+        "grid(shift,scale) against N(0, I) in grid(2,4) dimensions, KL 1 nats, grid(0,64) a side"
+    )
+    assert swept["network"] == "grid(linear,mlp), 2 hidden layers of 64"
+
+
 def test_the_sweep_over_m_is_estimated_too(configured, two_seconds):
     found = rows(configured(preset="smoke"))
     assert found["sweep samples"] == "64; batch 8" and found["sweep time"].startswith("16.0 device-seconds")
@@ -205,6 +224,24 @@ def test_checkpoints_that_do_not_fit_are_refused(configured, monkeypatch):
     with pytest.raises(ValueError, match=r"of 16 trials take 199.2 KiB, 117\.2 KiB are free; make room, set sweep.ch"):
         preflight.check(config)
     preflight.check(configured(*ASHA, "sweep.checkpoint_bytes=110000"))
+
+
+@pytest.mark.parametrize(
+    ("words", "who"),
+    [(["sweep.noise_magnitudes=[1,3,10]"], "6 trials"), (["sweep.seeds=[]", "sweep.noise_magnitudes=[]"], "the trial")],
+)
+def test_checkpoints_of_trials_over_m_that_do_not_fit_are_refused_too(configured, monkeypatch, capsys, words, who):
+    config = configured(*words, "sweep.per_process=1")
+    preflight.check(config)
+    needed = Estimate.of(config).disk_bytes
+    monkeypatch.setattr(shutil, "disk_usage", lambda path: namedtuple("usage", "free")(needed - 1))
+    monkeypatch.setattr(
+        "sys.argv", ["density_ratio.py", "preset=density-ratio-smoke", f"run.dir={config.run.dir}", *words]
+    )
+    assert run_pipeline(str(PIPELINES / "density_ratio.py"), "density-ratio") == 2
+    (line,) = capsys.readouterr().err.splitlines()
+    assert f"the checkpoints of {who} take " in line and "make room, set sweep.checkpoint_bytes, or choose" in line
+    preflight.check(configured(*words, "sweep.per_process=1", f"sweep.checkpoint_bytes={needed - 1}"))
 
 
 def test_suggestions_without_their_package_are_refused(configured, monkeypatch):

@@ -24,7 +24,8 @@ from nnce_dist.training.state import TrainState
 from nnce_dist.training.step import NonFiniteError
 from nnce_dist.training.stopping import Stopped
 
-OF_THE_CLOCK = ("time", "images_per_second", "step_seconds", "rank_step_seconds", "checkpoint_")  # beginnings of names
+OF_THE_CLOCK = ("time", "started", "useful_seconds", "goodput", "images_per_second", "step_seconds")
+OF_THE_CLOCK += ("rank_step_seconds", "checkpoint_")  # beginnings of names
 
 
 def run(folder: Path, ranks: int = 1, steps: int = -1, task=Regression, facts=None, **options) -> TrainState:

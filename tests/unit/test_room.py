@@ -35,6 +35,9 @@ def test_a_worker_needs_a_node_and_a_group_the_cluster(workers, groups):
 def test_a_refusal_says_what_was_asked_for_and_what_there_is():
     line = refusal(Workers(count=4, cpus=16), NODES)
     assert "asked for 4 x (16 CPUs, 0 GPUs), the cluster has 32 CPUs and 2 GPUs on 3 node(s)" in line
+    assert "on 3 node(s), the largest with 16 CPUs and 0 GPUs; lower" in line
+    assert "the largest with 8 CPUs and 1 GPUs; lower" in refusal(Workers(cpus=1, gpus=2), NODES)
+    assert "on 1 node(s); lower" in refusal(Workers(cpus=64), NODES[:1])
 
 
 def test_workers_larger_than_this_machine_are_refused_before_ray_starts(tmp_path, monkeypatch):

@@ -81,7 +81,7 @@ def test_spread_meets_the_whole_set():
 def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     config = configured(f"run.dir={tmp_path}")
     assert claim(config, print) == claim(config, print) == []
-    claim(configured(f"run.dir={tmp_path}", "run.verbose=true", "data.loader_threads=3"), print)  # computes the same
+    claim(configured(f"run.dir={tmp_path}", "run.verbose=true", "data.loader_workers=3"), print)  # computes the same
     other = configured(f"run.dir={tmp_path}", "run.seed=9", "ten_step.tau1=0.5", "workers.precision=float32")
     with pytest.raises(
         ValueError, match="run.seed: 0 there, 9 now; ten_step.tau1: 0.1 there, 0.5 now; .*float32"

@@ -1,5 +1,7 @@
 """python -m pytest tests/unit/test_training.py"""
 
+import math
+from dataclasses import replace
 from functools import partial
 
 import pytest
@@ -7,6 +9,9 @@ import torch
 from toys import SETTINGS, Numbers, Regression, Silent
 
 from nnce_dist.config.schema import Training
+from nnce_dist.metrics.jsonl import FILE_NAME, JsonlSink, training_records
+from nnce_dist.metrics.recorder import Recorder
+from nnce_dist.stages.jobs import recorded
 from nnce_dist.tasks.task import OptimiserSettings, Update
 from nnce_dist.training.bookkeeping import crossed
 from nnce_dist.training.loop import train
@@ -61,6 +66,27 @@ def test_tolerated_skips_are_counted_and_leave_the_network_as_it_was(tmp_path):
     state = run(tmp_path, samples=8, task=task, max_skipped_steps=1)
     assert state.skipped_steps == 1
     assert torch.equal(task.networks["a"].weight, before)
+
+
+def test_a_skipped_step_is_told_and_leaves_the_means_of_the_log_as_they_are(tmp_path):
+    class Poisoned(Regression):
+        def updates(self, batch, random, samples_seen, mean_over_ranks):
+            batch.x[0] = float("nan") if samples_seen in (8, 32, 40) else batch.x[0]
+            return super().updates(batch, random, samples_seen, mean_over_ranks)
+
+    recorder = Recorder({}, 8, [JsonlSink(tmp_path / FILE_NAME)])
+    training = Training(samples=48, batch=8, log_every=16, keep_best="a/loss", max_skipped_steps=6)
+    train(Poisoned(), Numbers(), training, 5, LocalRuntime("cpu"), recorder, Saver(tmp_path / "checkpoints"))
+    lines = training_records(tmp_path)
+    assert [line["skipped_steps"] for line in lines] == [2, 2, 6]  # of two networks
+    means = [
+        [line.get(f"{network}/{name}") for network in "ab" for name in ("loss", "gradient_norm")] for line in lines
+    ]
+    assert all(map(math.isfinite, means[0] + means[1])) and means[2] == [None] * 4
+    assert recorded(tmp_path, "a/loss") == lines[1]["a/loss"]  # what a sweep judges by
+    with pytest.raises(ValueError, match="keep_best='a/los' is no figure"):
+        wrong = replace(training, keep_best="a/los")
+        train(Poisoned(), Numbers(), wrong, 5, LocalRuntime("cpu"), Recorder({}, 8), Saver(tmp_path / "wrong"))
 
 
 def test_a_skipped_step_leaves_the_average_as_it_was(tmp_path):
