@@ -10,9 +10,10 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from multiprocessing.connection import Connection
 
 import numpy as np
@@ -22,6 +23,7 @@ from .parallel import WorkerDiedError
 
 _TRIES = 3  # processes that may die of the same pictures
 _LOOK = 5.0  # seconds after which a process without work looks whether the one that asks is still there
+_END = 5.0  # seconds that a killed process is waited for
 
 
 class Decoder:
@@ -29,7 +31,7 @@ class Decoder:
 
     def __init__(self, most: int, size: int, resize: bool):
         self._shape, self._resize = (most, 3, size, size), resize
-        self._open = True
+        self._open, self._lock = True, threading.Lock()  # held while it is replaced or closed
         self._start()
 
     @property
@@ -46,11 +48,12 @@ class Decoder:
             try:
                 return self._pixels[: len(encoded)], self._ask(encoded)
             except (EOFError, OSError) as error:
-                if not self._open:
-                    raise
                 died = error
-                self._end()
-                self._start()
+                with self._lock:
+                    if not self._open:
+                        raise
+                    self._end()
+                    self._start()
         raise WorkerDiedError(
             f"processes that decode pictures died {_TRIES} times over the same {len(encoded)} (out of memory?); the "
             "same command goes on from the last checkpoint, data.loader_workers=0 decodes without processes"
@@ -58,23 +61,26 @@ class Decoder:
 
     def close(self) -> None:
         """Ends the process; whoever waits for it gets an EOFError."""
-        self._open = False
-        self._end()
+        with self._lock:
+            self._open = False
+            self._end()
 
     def _start(self) -> None:
         memory = os.memfd_create("pictures")
         os.ftruncate(memory, int(np.prod(self._shape)))
         self._connection, theirs = multiprocessing.Pipe()
         descriptors = (theirs.fileno(), memory)
-        words = [sys.executable, "-m", __spec__.name, *map(str, (*descriptors, *self._shape, int(self._resize)))]
-        environment = os.environ | {"PYTHONPATH": os.pathsep.join(filter(None, sys.path)), "OMP_NUM_THREADS": "1"}
+        words = [sys.executable, "-P", "-m", __spec__.name, *map(str, (*descriptors, *self._shape, int(self._resize)))]
+        path = os.pathsep.join(map(os.path.abspath, sys.path))  # with -P, Python adds no folder of its own to it
+        environment = os.environ | {"PYTHONPATH": path, "OMP_NUM_THREADS": "1"}
         self._process = subprocess.Popen(words, stdin=subprocess.DEVNULL, env=environment, pass_fds=descriptors)
         self._pixels, self._greeted = _mapped(memory, self._shape), False
         theirs.close()
 
     def _end(self) -> None:
         self._process.kill()
-        self._process.wait()
+        with suppress(subprocess.TimeoutExpired):
+            self._process.wait(_END)
 
     def _ask(self, encoded: Sequence[bytes]) -> list[int]:
         if not self._greeted:
@@ -122,10 +128,7 @@ def _serve(connection: Connection, pixels: np.ndarray, resize: bool, asker: int)
         while not connection.poll(_LOOK):
             if os.getppid() != asker:  # a third process may keep the pipe open
                 return
-        try:
-            encoded = connection.recv()
-        except EOFError:
-            return
+        encoded = connection.recv()
         connection.send([number for number, one in enumerate(encoded) if not _decoded(one, pixels[number], resize)])
 
 
@@ -140,7 +143,8 @@ def _decoded(encoded: bytes, pixels: np.ndarray, resize: bool) -> bool:
 def _main(words: Sequence[str]) -> None:
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # the process that asks decides
     pipe, memory, *shape, resize = map(int, words)
-    _serve(Connection(pipe), _mapped(memory, shape), bool(resize), os.getppid())
+    with suppress(EOFError, OSError):  # nobody is at the other end any more
+        _serve(Connection(pipe), _mapped(memory, shape), bool(resize), os.getppid())
 
 
 if __name__ == "__main__":

@@ -47,13 +47,13 @@ class Pictures:
         return Decoder(most, self._size, self._resize)
 
     def _decoded_by(self, decoder: Decoder, samples: np.ndarray) -> np.ndarray:
-        encoded = []
-        for sample in samples.tolist():
-            self.used[sample], content = self._bad.readable(sample, self._shards.picture)
-            encoded.append(content)
-        pixels, refused = decoder.decode(encoded)
-        for number in refused:  # once more here, where it is known what is to be done about it
-            pixels[number] = self._decode(samples[number])
+        read = [self._bad.readable(sample, self._shards.picture) for sample in samples.tolist()]
+        pixels, refused = decoder.decode([encoded for _, encoded in read])
+        for number, (sample, (used, _)) in enumerate(zip(samples, read, strict=True)):
+            if number in refused:  # once more here, where it is known what is to be done about it
+                pixels[number] = self._decode(sample)
+            else:
+                self.used[sample] = used  # only now: another thread may be about to tell what was used
         return pixels
 
     def _decode(self, sample: int) -> np.ndarray:

@@ -15,6 +15,7 @@ from pathlib import Path
 from .locks import lock, try_lock
 
 _COPY = re.compile(r"[0-9a-f]{32}-(\d+)\.tar(\.tmp)?")
+_BEGUN = re.compile(r"[0-9a-f]{32}[-.].+\.tmp")  # the folder may hold what others call .tmp
 _ASKED = ".asked"
 _LOCKED_BY = 60.0  # seconds after which the writer of any file has locked it; that of a copy checks that it has
 
@@ -78,7 +79,8 @@ def evict(folder: Path, num_bytes: int) -> bool:
 def sweep(folder: Path) -> None:
     """Removes what processes that were killed had begun to write here; what a living one writes is locked, or new."""
     with suppress(OSError):  # a folder that cannot be written to has nothing of ours to remove
-        if left := [path for path in folder.glob("*.tmp") if _may_be_left(path)]:
+        begun = (path for path in folder.glob("*.tmp") if _BEGUN.fullmatch(path.name))
+        if left := [path for path in begun if _may_be_left(path)]:
             with alone(folder):
                 for path in left:
                     _remove(path)

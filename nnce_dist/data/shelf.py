@@ -3,9 +3,10 @@
 import os
 import resource
 import threading
+import time
 from collections.abc import Hashable, Iterable, Sequence
 from concurrent.futures import CancelledError, Future, wait
-from functools import cache
+from functools import cache, partial
 from itertools import islice
 from weakref import ref
 
@@ -69,10 +70,12 @@ class ShardShelf:
 
     def wait_for(self, shards: Iterable[int]) -> None:
         """Until those of the shards that are wanted are there, or cannot be had. Raises TimeoutError with one line."""
-        with self._own():
-            fetches = {self._held[shard]: shard for shard in map(int, shards) if shard in self._held}
-        if late := wait(fetches, _FETCH_DEADLINE).not_done:
-            raise self._late(fetches[late.pop()])
+        end = time.monotonic() + _FETCH_DEADLINE
+        for shard in map(int, shards):  # one by one: whoever waits for all keeps those that are there from giving way
+            with self._own():
+                fetch = self._held.get(shard)
+            if fetch and not wait((fetch,), max(end - time.monotonic(), 0)).done:
+                raise self._late(shard)
 
     def read(self, shard: int, offset: int, size: int) -> bytes:
         """See `index.Shelf.read`; CancelledError where nobody wants the shard any more who did."""
@@ -125,11 +128,14 @@ class ShardShelf:
         return self._held[shard]
 
     def _open(self, shard: int) -> OpenFile:
-        index = self._indexes[shard]
-        return OpenFile(self._cache.hold(self._blobs[shard], index.num_bytes, index.sha256, self._give_way))
+        index, give_way = self._indexes[shard], partial(self._give_way, shard)
+        return OpenFile(self._cache.hold(self._blobs[shard], index.num_bytes, index.sha256, give_way))
 
-    def _give_way(self) -> None:
+    def _give_way(self, shard: int) -> None:
+        """Lets go while this shard waits for room. Raises CancelledError where nobody wants it any more."""
         with self._own():
+            if shard not in self._held:
+                raise CancelledError
             self._let_go()
 
     def _let_go(self) -> None:

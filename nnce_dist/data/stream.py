@@ -210,9 +210,8 @@ def _ahead(
         try:
             while True:
                 share, batch = waiting.popleft()
-                wait_for_shards(share)
                 try:
-                    arrays = _result(batch)
+                    arrays = _result(batch, partial(wait_for_shards, share))
                 except CancelledError:  # a shard in a bad one's place, which only a reader that is done had announced
                     arrays = make(share, None)
                 share = next(shares)
@@ -223,7 +222,11 @@ def _ahead(
                 batch.cancel()
 
 
-def _result(batch: "Future[Arrays]") -> Arrays:
-    if not wait((batch,), _BATCH_DEADLINE).done:  # `result(timeout)` would raise what a store that gave up raises, too
-        raise TimeoutError(f"a batch took more than {_BATCH_DEADLINE:g} s to read and decode; check the local disk")
-    return batch.result()
+def _result(batch: "Future[Arrays]", wait_for_shards: Callable[[], None]) -> Arrays:
+    while True:
+        wait_for_shards()
+        counted = counters.since_now()
+        if wait((batch,), _BATCH_DEADLINE).done:  # `result(timeout)` would raise what a store that gave up raises, too
+            return batch.result()
+        if not counted()["fetched_bytes"]:  # else other readers needed the room of its shards, which come again
+            raise TimeoutError(f"a batch took more than {_BATCH_DEADLINE:g} s to read and decode; check the local disk")

@@ -40,9 +40,11 @@ def require(workers: Workers) -> int:
     if os.environ.get("RAY_ADDRESS"):
         request_resources(bundles=[per_worker(workers)] * workers.count)  # a cluster that can grow does so
         deadline = time.monotonic() + workers.start_timeout
-        while time.monotonic() < deadline and not (groups := room(workers)):
-            time.sleep(1)
-        request_resources(bundles=[])
+        try:
+            while time.monotonic() < deadline and not (groups := room(workers)):
+                time.sleep(1)
+        finally:
+            request_resources(bundles=[])  # Ray does not forget it with the driver that asked
     if not groups:
         raise TooLargeError(refusal(workers))
     return groups

@@ -33,7 +33,8 @@ from .watchdog import Watchdog
 
 TrainFn = Callable[[dict, Runtime], Any]
 _RESIZE_PATIENCE = 20.0  # seconds
-_EVIDENCE = 60.0  # seconds in which Ray Train takes the stacks of ranks that hang, before torch ends them
+# Seconds in which Ray Train takes the stacks of ranks that hang, before torch ends them; hanging saves are told before.
+_EVIDENCE = 30.0
 
 
 def _all_bookkeeping(run_dir: Path) -> Path:

@@ -26,8 +26,8 @@ class DivergedError(ValueError):
 
 
 def root_mean_square(x: Tensor) -> Tensor:
-    """The size of each sample: (B, ...) -> (B,)."""
-    return x.detach().float().flatten(1).square().mean(1).sqrt()
+    """The size of each sample: (B, ...) -> (B,), float64, in which no square of a finite value overflows."""
+    return x.detach().double().flatten(1).square().mean(1).sqrt()
 
 
 def sample_observations(samples: Tensor, data: Tensor) -> dict[str, Tensor]:

@@ -9,7 +9,7 @@ from ..evaluation.ratio_error import LogRatio, cross_entropy, measure, root_mean
 from ..ratio.telescoping import telescoped
 from ..tasks.density_ratio import DensityRatioTask
 from . import build
-from .job import Job
+from .job import DIVERGED, Job
 from .learning import Learning, Networks
 from .pairs import Pairs, open_pairs
 from .trials import constants
@@ -39,7 +39,7 @@ def measured(f: LogRatio, pairs: Pairs) -> dict:
     figures = measure(f, *pairs.test, pairs.truth, pairs.kl)
     selection = criterion(f, pairs)
     if not all(map(math.isfinite, [selection, *figures.values()])):
-        return {"selection": math.inf, "figures": {}, "note": "diverged"}
+        return {"selection": math.inf, "figures": {}, "note": DIVERGED}
     return {"selection": selection, "figures": {name: [value] for name, value in figures.items()}}
 
 

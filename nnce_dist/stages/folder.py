@@ -24,7 +24,7 @@ from ..training.mirror import FOLDER
 MAY_DRIFT = (  # does not change what is computed
     *("run.dir", "run.mirror", "run.verbose", "run.allow_drift", "metrics.*", "workers.*", "sweep.concurrent"),
     *("sweep.price_per_hour", "sweep.checkpoint_bytes"),
-    *("data.cache_dir", "data.loader_workers", "data.s3.*", "evaluation.batch"),
+    *("data.cache_dir", "data.loader_*", "data.s3.*", "evaluation.batch"),
     *("*.training.checkpoint_every", "*.training.keep_*", "*.training.micro_batch"),
 )
 _MEAN = "one_step.training.micro_batch"  # what the critic averages over

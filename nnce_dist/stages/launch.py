@@ -133,11 +133,15 @@ class _Trials:
 
 
 def failed(payload: dict, error: str, story: str) -> dict:
-    """The result of a job that failed: one line about it; the whole story is kept in its folder."""
-    write_error(payload_folder(payload), story)
-    config = from_dict(payload["config"])
-    _tell(payload, event=f"failed: {error}", settings=swept_settings(config, payload["stage"]))
-    release_failed(config, payload_folder(payload), payload["stage"])
+    """The result of a job that failed: one line about it; the whole story is kept in its folder.
+
+    With a pack failed those of its trials that have no result.
+    """
+    for one in (payload, *payload.get("trials", ())):
+        if not read_result(payload_folder(one)):
+            write_error(payload_folder(one), story)
+            release_failed(from_dict(one["config"]), payload_folder(one), one["stage"])
+    _tell(payload, event=f"failed: {error}", settings=swept_settings(from_dict(payload["config"]), payload["stage"]))
     return {"name": payload["name"], "stage": payload["stage"], "error": error}
 
 

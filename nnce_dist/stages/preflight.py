@@ -131,4 +131,4 @@ def check(config: Config) -> None:
         except (ValueError, OSError) as error:
             problems.append(str(error))
     if problems:
-        raise ValueError("\n".join(problems))
+        raise ValueError("\n".join(dict.fromkeys(problems)))  # several look at the vectors

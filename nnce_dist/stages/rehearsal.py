@@ -85,11 +85,12 @@ class _Watch(Recorder):
 
 
 class Rehearsal:
-    """A stage that is ready to step; its weights are fresh ones."""
+    """A stage that is ready to step; its weights are fresh ones and stay so, whatever the learning rates do to them."""
 
     def __init__(self, config: Config, stage: str, device: torch.device, deadline: float):
         self.learning, self._device = _learning(config, stage, device), device
         self._state, self.recorder = TrainState.of(self.learning.task), _Watch(deadline)
+        self._state.rate = 0.0  # samples of a trial that will diverge would end the plan
         to_device(self._state, device)
 
     def step(self, samples: int) -> float:

@@ -13,6 +13,7 @@ from ..report.trials import M, SweepData, TrialRow, best_of
 from ..sweep.history import History
 from . import density_ratio_run
 from .folder import job_folder
+from .job import DIVERGED
 from .search import HISTORY, strategy
 from .trials import AUTO, best, sweep_trials
 
@@ -61,7 +62,7 @@ def _value(result: dict) -> float | None:
 def _state(result: dict) -> str:
     if "error" in result:
         return "failed"
-    if result.get("note") == "diverged" or not math.isfinite(_value(result) or 0):
+    if result.get("note") == DIVERGED or not math.isfinite(_value(result) or 0):
         return "diverged"
     return "stopped" if result.get("stopped") else "finished"
 

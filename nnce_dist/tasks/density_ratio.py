@@ -20,8 +20,8 @@ class DensityRatioTask:
     """One update per batch of `network`, (B, K, D) -> (B, K); batches are x (B, 2, D), data first.
 
     Trials can be stacked (`task.StackableTask`). `num_samples` counts the distinct pairs, for an automatic M; infinite
-    where they never repeat. Observations, and what an automatic M is shown, are of all bridges together: their mean
-    ln r is a K-th of that of the sum.
+    where they never repeat. Observations, and what an automatic M is shown, are of all bridges together: means over
+    them, each at its own ends, from which that of f on p or q does not follow.
     """
 
     def __init__(

@@ -37,7 +37,8 @@ class Mirror:
         self._commit(path)
         best = retention.best({each: retention.figure_of(each) for each in checkpoint.committed(path.parent)})
         try:
-            self._commit(best or path)  # when it was the newest another one may have overtaken it
+            if best and best < path:  # when it was the newest another one may have overtaken it
+                self._commit(best)
         except FileNotFoundError:
             if best.exists():
                 raise  # else there is a better one now
@@ -111,6 +112,7 @@ class Mirror:
         whole = {n for n, blobs in found.items() if n <= newest and any(blob.url.endswith(MANIFEST) for blob in blobs)}
         sizes = {n: sum(blob.size for blob in found[n]) for n in whole - self._damaged}
         kept = retention.staying(sizes, {n: self._figure(n) for n in sizes}, training)
+        self._guard.check()  # only now: what was found beyond the newest may be the next owner's
         for number in found.keys() - set(kept):
             for blob in sorted(found[number], key=lambda blob: not blob.url.endswith(MANIFEST)):  # what makes it whole
                 self._store.delete(blob.url)

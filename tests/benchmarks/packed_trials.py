@@ -84,6 +84,7 @@ def processes(chosen: list[float], settings: list[str]) -> Way:
 def bare(chosen: list[float], settings: list[str]) -> Way:
     """A loop over magnitudes that torch alone trains; one on each core would take 1/cores of its time."""
     torch.set_num_threads(1)
+    torch.optim.Adam([torch.zeros(1, requires_grad=True)])  # imports torch's compiler, once for all trials
     start = time.perf_counter()
     for m in chosen:
         train(load([f"sweep.noise_magnitudes=[{m}]", *settings], PRESETS, "density-ratio"), m)

@@ -152,12 +152,19 @@ def test_a_trial_leaves_a_node_that_will_be_taken_away_and_that_is_no_failure(cl
     assert not list(tmp_path.glob("*-restarts"))
 
 
+def stop_one(node):
+    """Whether a trial was on the node; it stands still now, or it might be over before the node is lost."""
+    for pid in trials(node)[:1]:
+        os.kill(pid, signal.SIGSTOP)
+        return True
+    return False
+
+
 def test_a_trial_of_a_sweep_whose_node_is_lost_goes_on_elsewhere_and_no_other_is_disturbed(cluster, tmp_path):
     whole, disturbed = here(tmp_path / "whole", SWEEP), tmp_path / "disturbed"
     node = cluster.add_node(num_cpus=1)
     driver = start(disturbed, cluster.driver)
-    processes.wait_until(lambda: trials(node) or driver.poll() is not None, 120, "a trial on the node")
-    os.kill(trials(node)[0], signal.SIGSTOP)  # or else it may be over before the node is lost
+    processes.wait_until(lambda: stop_one(node) or driver.poll() is not None, 120, "a trial on the node")
     cluster.kill(node)
     finish(driver, disturbed)
     assert history(disturbed) == history(whole) and weights(disturbed) == weights(whole)

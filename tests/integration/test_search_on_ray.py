@@ -34,6 +34,12 @@ SPACE = [
     "sweep.space.density_ratio.optimiser.lr=loguniform(1e-3,1)",
 ]
 SWEEP = [*LENGTH, "sweep.strategy=asha", "sweep.trials=6", "sweep.reduction=2", "sweep.interval=7680"]
+WANTED = """
+import ray
+from ray.experimental.internal_kv import _internal_kv_get
+ray.init(logging_level="ERROR")
+print(_internal_kv_get("autoscaler_resource_request"))
+"""
 LINE = [sys.executable, "pipelines/density_ratio.py", "preset=density-ratio-smoke", *SPACE]
 
 
@@ -188,4 +194,16 @@ def test_gpus_that_no_node_has_are_refused_before_anything_starts(cluster, tmp_p
     assert last.startswith(
         "error: workers: asked for 1 x (1 CPUs, 2 GPUs), the cluster has 2 CPUs and 0 GPUs on 1 node"
     )
+    assert [path.name for path in tmp_path.iterdir()] == ["said"]
+
+
+def test_a_run_that_is_stopped_while_it_waits_for_nodes_wants_none_any_more(cluster, tmp_path):
+    driver, said = start(tmp_path, cluster.driver, "workers.cpus=3"), tmp_path / "said"
+    processes.wait_until(lambda: "waiting for nodes" in said.read_text(), 120, "the wait")
+    time.sleep(1)
+    driver.send_signal(signal.SIGINT)
+    assert driver.wait(timeout=30) == 130
+    command, environment = [sys.executable, "-c", WANTED], processes.outside() | cluster.driver
+    done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
+    assert done.stdout.strip() == "b'[]'", done.stdout + done.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["said"]

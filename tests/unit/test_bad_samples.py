@@ -90,6 +90,20 @@ def test_the_same_samples_are_skipped_on_every_world_size(
     assert len(told) == 4 and sum("a-3.tar: sample '000039': the picture is 20x20" in line for line in told) == 1
 
 
+def test_what_was_used_is_told_once_it_is_certain(opened, monkeypatch):
+    """Another thread that had the same bad samples may be about to look up their labels."""
+    monkeypatch.setattr(pictures, "MEMORY_BOUND", 1000)
+    source, numbers, seen = opened(), np.arange(5), []
+    read, decoder = source._pictures, source._pictures.decoder(5)
+    read.read(numbers)
+    source._bad._next.clear()  # as a thread has found it that began before
+    ask = decoder.decode
+    decoder.decode = lambda encoded: seen.append(read.used[numbers].tolist()) or ask(encoded)
+    read.read(numbers, decoder)
+    decoder.close()
+    assert seen == [[0, 1, 2, 5, 5]] and read.used[numbers].tolist() == seen[0]
+
+
 @pytest.mark.parametrize(
     ("world_size", "workers", "begun"), [(1, 0, None), (4, 0, None), (2, 2, "fork"), (1, 2, "spawn")]
 )

@@ -20,9 +20,10 @@ from nnce_dist.stages import preflight, search
 from nnce_dist.stages.budget import Shares, shares, within
 from nnce_dist.stages.estimate import Estimate
 from nnce_dist.stages.folder import run_root
-from nnce_dist.stages.launch import LocalLauncher
+from nnce_dist.stages.launch import LocalLauncher, failed
 from nnce_dist.stages.sweep_plan import budget as budget_rows
 from nnce_dist.training import checkpoint
+from nnce_dist.training.stopping import Stopped
 
 REPOSITORY = Path(__file__).parents[2]
 M = "sweep.space.objective.noise_magnitude=loguniform(1,1e4)"
@@ -53,8 +54,8 @@ def held(root: Path) -> int:
     return total
 
 
-def most_held(config, monkeypatch) -> int:
-    """Bytes of the checkpoints of a whole sweep in this process, at the moment when they are most."""
+def most_held(config, monkeypatch, jobs: LocalLauncher | None = None) -> int:
+    """Bytes of the checkpoints of a whole sweep in this process, at the moment when they are most; `jobs` all fail."""
     root, sizes, write = run_root(config), [], checkpoint.write
 
     def watched(*arguments):
@@ -64,8 +65,8 @@ def most_held(config, monkeypatch) -> int:
 
     monkeypatch.setattr(checkpoint, "write", watched)
     root.mkdir(parents=True, exist_ok=True)
-    results = search.run(config, root, LocalLauncher(config, 0, None), None, lambda line: None)
-    assert not any("error" in result for result in results)
+    results = search.run(config, root, jobs or LocalLauncher(config, 0, None), None, lambda line: None)
+    assert all(("error" in result) is bool(jobs) for result in results)
     return max(sizes)
 
 
@@ -145,6 +146,32 @@ def test_packs_stay_inside_the_budget_too(tmp_path, monkeypatch):
     config = configured(tmp_path, "random", *packed, f"sweep.checkpoint_bytes={4 * one}")
     assert 0 < most_held(within(config), monkeypatch) <= 4 * one
     assert not held(tmp_path)
+
+
+class Losing(LocalLauncher):
+    """Runs packs in turns here; after three steps of each trial, all saved, their process is taken for lost."""
+
+    def _run(self, payload):
+        left = iter([None] * 5)  # asked before the start and after each step
+        self._runtime.stop_signal = lambda: next(left, 15)
+        with suppress(Stopped):
+            return super()._run(payload)
+        return failed(payload, "its process died", "")
+
+
+@pytest.mark.parametrize(("slots", "kept"), [(4, 0), (6, 3)])
+def test_packs_whose_processes_are_lost_stay_inside_the_budget_and_go_on_where_it_has_room(
+    slots, kept, tmp_path, monkeypatch
+):
+    turns = ("sweep.per_process=2", "density_ratio.training.max_skipped_steps=1", "density_ratio.training.keep_last=1")
+    one = Estimate.of(configured(tmp_path, "random")).checkpoint_bytes
+    config = within(configured(tmp_path, "random", *turns, f"sweep.checkpoint_bytes={slots * one}"))
+    assert 2 * one < most_held(config, monkeypatch, Losing(config, 0, None)) <= slots * one
+    assert len(list(tmp_path.rglob("manifest.json"))) == kept
+    assert most_held(config, monkeypatch) <= slots * one and not held(tmp_path)
+    told = [one.get("event", "") for path in tmp_path.rglob("trial-*/metrics.jsonl") for one in read(path)]
+    assert sum(event.startswith("continuing at") for event in told) == kept
+    assert not list(tmp_path.rglob("trial-*/error.txt"))
 
 
 @dataclass

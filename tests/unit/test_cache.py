@@ -7,6 +7,7 @@ import multiprocessing
 import os
 import re
 import signal
+import threading
 import time
 from concurrent.futures import ThreadPoolExecutor
 from itertools import islice
@@ -148,6 +149,43 @@ def test_readers_that_want_more_than_there_is_room_for_go_on_all_the_same(compre
     assert 4 * size < most <= 8 * size
 
 
+def test_a_batch_whose_shards_go_and_come_again_is_waited_for(compressed, tmp_path, monkeypatch):
+    """Another job, which lets go of nothing, leaves room for two of the shards, of which a batch needs more."""
+    (pattern, size), fetch = compressed, FileStore.fetch
+    train = open_stream(pattern, dataclasses.replace(SMALL, shuffle_bytes=4 * size), tmp_path / "all", train=True)
+    expected, cache = next(train.batches(0, 0, 32)), ShardCache(tmp_path, FileStore(), 5, 8 * size)
+    kept = [held(shard, cache) for shard in expand(pattern)[-6:]]
+    monkeypatch.setattr(FileStore, "fetch", lambda self, blob, file: time.sleep(0.1) or fetch(self, blob, file))
+    monkeypatch.setattr("nnce_dist.data.stream._BATCH_DEADLINE", 1.0)
+    monkeypatch.setattr("nnce_dist.data.pictures.MEMORY_BOUND", 1000)
+    data = dataclasses.replace(SMALL, loader_workers=1, cache_bytes=8 * size)
+    batches = open_stream(pattern, data, tmp_path, train=True).batches(0, 0, 32)
+    assert torch.equal(next(batches).x, expected.x)
+    batches.close()
+    wait_for_threads_to_end()
+    assert len(kept) == 6
+
+
+def wait_for_threads_to_end():
+    """Those that fetch and decode."""
+    end = time.monotonic() + 40
+    while {"fetch", "decode"} & {thread.name for thread in threading.enumerate()}:
+        assert time.monotonic() < end
+        time.sleep(0.05)
+
+
+def test_nobody_goes_on_asking_for_room_for_a_shard_that_is_not_wanted_any_more(compressed, tmp_path):
+    pattern, size = compressed
+    source = open_stream(pattern, dataclasses.replace(SMALL, cache_bytes=8 * size), tmp_path, train=True)
+    cache, shelf = ShardCache(tmp_path, FileStore(), 5, 8 * size), source._shards.shelf
+    kept = [held(shard, cache) for shard in expand(pattern)[-8:]]
+    shelf.want([0], "reader")
+    time.sleep(0.3)
+    shelf.want((), "reader")
+    wait_for_threads_to_end()
+    assert len(kept) == 8
+
+
 def _stall(path, folder, size, begun, max_shards=2):
     class Stalling(FileStore):
         def fetch(self, blob, file):
@@ -173,7 +211,7 @@ def test_what_a_killed_process_left_is_swept_when_the_cache_is_opened_and_never_
     if what == "copy":
         victim = FORK.Process(target=_stall, args=(expand(pattern)[0], tmp_path, size, begun, 0))
     else:
-        victim = FORK.Process(target=_stall_in_a_put, args=(tmp_path / "remembered.json", begun))
+        victim = FORK.Process(target=_stall_in_a_put, args=(tmp_path / f"{'a' * 32}.blobs.json", begun))
     victim.start()
     assert begun.wait(20)
     (left,) = tmp_path.glob("*.tmp")
@@ -182,10 +220,13 @@ def test_what_a_killed_process_left_is_swept_when_the_cache_is_opened_and_never_
     assert left.exists()
     os.kill(victim.pid, signal.SIGKILL)
     victim.join(10)
-    young = tmp_path / "young.json.0.tmp"  # its writer may not have come to lock it
-    young.touch()
+    young = tmp_path / f"{'b' * 32}.blobs.json.0.tmp"  # its writer may not have come to lock it
+    others = tmp_path / "notes.tmp"  # of somebody who uses the same folder, /tmp perhaps
+    for path in (young, others):
+        path.touch()
+    os.utime(others, (0, 0))
     ShardCache(tmp_path, FileStore(), deadline=5)
-    assert [path.name for path in tmp_path.glob("*.tmp")] == [young.name]
+    assert set(tmp_path.glob("*.tmp")) == {young, others}
 
 
 def test_what_a_killed_process_left_is_taken_over_or_removed(compressed, tmp_path):

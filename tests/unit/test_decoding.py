@@ -5,7 +5,9 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 import time
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -76,6 +78,26 @@ def test_one_that_dies_again_is_told_in_one_line(decoder, monkeypatch):
         decoder.decode(ENCODED)
 
 
+def test_files_where_it_is_started_do_not_pass_for_modules(tmp_path, monkeypatch):
+    (tmp_path / "queue.py").write_text("raise RuntimeError('of somebody else')")
+    monkeypatch.chdir(tmp_path)
+    decoder = Decoder(1, 16, False)
+    assert np.array_equal(decoder.decode(ENCODED[:1])[0], PIXELS[:1])
+    decoder.close()
+
+
+def test_one_that_is_closed_while_it_is_replaced_leaves_no_process(monkeypatch):
+    decoder, end = Decoder(1, 16, False), Decoder._end
+    decoder.decode(ENCODED[:1])
+    closing = threading.Thread(target=decoder.close)
+    monkeypatch.setattr(Decoder, "_end", lambda self: end(self) or closing.ident or closing.start() or time.sleep(0.2))
+    os.kill(children().pop(), signal.SIGKILL)
+    with suppress(EOFError):
+        decoder.decode(ENCODED[:1])
+    closing.join(20)
+    assert not closing.is_alive() and not children()
+
+
 def test_none_is_lent_while_it_starts():
     decoders = Decoders(lambda: Decoder(1, 16, False), 1)
     with decoders.lent() as first:
@@ -130,10 +152,11 @@ time.sleep(60)
 
 
 def test_it_ends_with_the_process_that_asks():
-    asker = subprocess.Popen([sys.executable, "-c", ENDLESS], stdout=subprocess.PIPE, text=True)
+    pipes = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE}
+    asker = subprocess.Popen([sys.executable, "-c", ENDLESS], **pipes, text=True)
     pid = int(asker.stdout.readline())
     asker.kill()
-    asker.communicate(timeout=10)
+    assert asker.communicate(timeout=20)[1] == ""  # of both, to the end
     deadline = time.monotonic() + 20
     while Path(f"/proc/{pid}").exists() and time.monotonic() < deadline:
         time.sleep(0.05)

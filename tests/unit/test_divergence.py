@@ -20,6 +20,7 @@ from nnce_dist.metrics.status import Statuses
 from nnce_dist.models.weights import save_weights
 from nnce_dist.samplers.divergence import DivergedError, require_near, sample_observations
 from nnce_dist.stages import build, pipeline, search
+from nnce_dist.stages.estimate import Estimate
 from nnce_dist.stages.folder import errors, job_folder, read_result, run_root
 from nnce_dist.stages.jobs import run_job
 from nnce_dist.stages.launch import LocalLauncher
@@ -53,14 +54,18 @@ def log(config: Config, stage: str, name: str) -> list[dict]:
 
 
 def test_samples_are_far_off_beside_their_data_and_those_that_are_not_finite_are_another_matter():
-    data = torch.tensor([[0.3, -0.4], [0.3, -0.4], [3.0, 4.0], [0.3, 0.4]])
-    samples = torch.tensor([[1.0, 1.0], [3.0, -4.0], [3.0, -4.0], [math.nan, 9.0]])
+    data = torch.tensor([[0.3, -0.4], [0.3, -0.4], [3.0, 4.0], [0.3, 0.4], [0.3, 0.4]])
+    samples = torch.tensor([[1.0, 1.0], [3.0, -4.0], [3.0, -4.0], [math.nan, 9.0], [1e30, -1e30]])
     seen = sample_observations(samples, data)
-    assert seen["far_off"].tolist() == [0, 1, 0, 0]
-    torch.testing.assert_close(seen["sample_size"][:3], torch.tensor([1.0, 12.5**0.5, 12.5**0.5]))
+    assert seen["far_off"].tolist() == [0, 1, 0, 0, 1]
+    torch.testing.assert_close(seen["sample_size"][[0, 1, 2, 4]].float(), torch.tensor([1, 12.5**0.5, 12.5**0.5, 1e30]))
     require_near(torch.tensor(0.5), 0)
     with pytest.raises(DivergedError, match="51% of the samples drawn at 1,024 samples seen are more than 5 times"):
         require_near(torch.tensor(0.51), 1024)
+
+
+def test_a_plan_does_not_diverge_as_its_trials_will(tmp_path):
+    assert Estimate.of(configured(tmp_path, f"sweep.space.{LR}=grid(1,3e-5)")).step.seconds > 0
 
 
 @pytest.mark.parametrize(("cut", "diverged"), [(4, True), (2, False)])

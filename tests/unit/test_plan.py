@@ -244,6 +244,11 @@ def test_checkpoints_of_trials_over_m_that_do_not_fit_are_refused_too(configured
     preflight.check(configured(*words, "sweep.per_process=1", f"sweep.checkpoint_bytes={needed - 1}"))
 
 
+def test_a_problem_that_several_looks_meet_is_told_once(configured, tmp_path):
+    with pytest.raises(ValueError, match=r"^[^\n]*none.npz: no such file[^\n]*$"):
+        preflight.check(configured(f"density_ratio.vectors={tmp_path}/none.npz"))
+
+
 def test_suggestions_without_their_package_are_refused(configured, monkeypatch):
     config = configured(*ASHA, "sweep.strategy=tpe")
     monkeypatch.setattr(sweep_preflight, "find_spec", lambda name: None)

@@ -90,6 +90,14 @@ def test_a_run_goes_on_only_with_its_own_settings(tmp_path):
     assert "run.allow_drift=[run.seed,ten_step.tau1,workers.precision]" in str(found.value)
 
 
+def test_a_run_of_before_the_decoders_setting_had_its_name_goes_on(tmp_path):
+    config = configured(f"run.dir={tmp_path}")
+    claim(config, print)
+    kept = run_root(config) / "config.yaml"
+    kept.write_text(kept.read_text().replace("loader_workers:", "loader_threads:"))
+    assert claim(config, print) == []
+
+
 @pytest.mark.parametrize(
     ("then", "now"),
     [
