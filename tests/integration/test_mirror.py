@@ -104,6 +104,7 @@ def test_as_many_copies_stay_as_checkpoints_here_the_newest_among_them(store, ur
     assert len(store.objects(url)) == before
 
 
+@pytest.mark.slow
 def test_the_best_copy_and_the_budget_hold_there_as_they_do_here(store, url, tmp_path):
     state = TrainState.of(Regression())
 
@@ -199,6 +200,7 @@ def test_a_store_that_stays_away_is_told_at_the_end(proxy, store, url, tmp_path,
     assert f"{160:012d}" in newest(store, url, "manifest.json")
 
 
+@pytest.mark.slow
 def test_the_copy_of_a_run_that_was_taken_over_is_not_written(store, url, tmp_path):
     with remote_lease(store, url, 0, print) as epoch:
         guard = RemoteGuard(store, url, epoch)
@@ -294,6 +296,7 @@ def test_a_second_job_on_another_machine_is_refused_at_the_first_sign_of_life(st
         assert time.monotonic() - start < 3 * BEAT + 5
 
 
+@pytest.mark.slow
 def test_a_lease_without_a_sign_of_life_is_taken_over(store, url):
     other_machine(store, url)
     said, start = [], time.monotonic()

@@ -211,6 +211,7 @@ def test_passing_faults_are_survived_and_counted(store, data, tmp_path, local, f
     assert all(torch.equal(a, b) for a, b in zip(source.raw(), expected, strict=True))
 
 
+@pytest.mark.slow
 @by_the_proxy
 @pytest.mark.parametrize("fault", ["silent", slow("stalled")])
 def test_a_server_that_stalls_is_left_in_time(store, data, tmp_path, fault):
@@ -289,6 +290,7 @@ def source_of_keys(tmp_path, monkeypatch):
     return make
 
 
+@pytest.mark.slow
 @by_the_proxy
 @pytest.mark.parametrize(
     ("second_time", "kind", "words"),

@@ -121,6 +121,7 @@ def test_a_listing_goes_over_pages(proxy, tmp_path, monkeypatch):
     assert len(store.objects(folder)) == 5 and proxy.requests == 3
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("fault", ["slow down", slow("reset"), slow("internal")])
 def test_writes_are_repeated_after_passing_faults(proxy, tmp_path, fault):
     store, folder = remote(proxy, tmp_path)

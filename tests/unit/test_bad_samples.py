@@ -104,6 +104,7 @@ def test_what_was_used_is_told_once_it_is_certain(opened, monkeypatch):
     assert seen == [[0, 1, 2, 5, 5]] and read.used[numbers].tolist() == seen[0]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     ("world_size", "workers", "begun"), [(1, 0, None), (4, 0, None), (2, 2, "fork"), (1, 2, "spawn")]
 )

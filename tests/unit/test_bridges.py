@@ -149,6 +149,7 @@ def test_a_known_ratio_is_the_sum_of_its_bridges(tmp_path, settings):
     assert figure(learned, "log_ratio_error_data") < 0.15 and figure(learned, "kl_error") < 0.1  # nats, of 1
 
 
+@pytest.mark.slow
 def test_far_apart_several_bridges_are_nearer_the_truth_than_one_for_the_same_evaluations(tmp_path):
     errors = {}
     for num_bridges in (1, 4):  # 300 steps, each at 256 vectors of data and as many of noise
@@ -222,6 +223,7 @@ def test_a_plan_of_swept_bridges_reckons_with_the_largest_network(tmp_path, monk
     assert rows["network"] == "quadratic, 4 bridges, combined waymarks"
 
 
+@pytest.mark.slow
 def test_a_sweep_over_bridges_and_m_runs_and_its_report_shows_both(tmp_path, monkeypatch):
     words = ["preset=density-ratio-smoke", "workers.runtime=local", f"run.dir={tmp_path}", "sweep.seeds=[0]", *SWEEP]
     monkeypatch.setattr(sys, "argv", ["density_ratio.py", *words])

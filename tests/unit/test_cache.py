@@ -92,6 +92,7 @@ def _consume(pattern, folder, size, seed, results):
     results.put([batch.x.double().sum().item() for batch in batches])
 
 
+@pytest.mark.slow
 def test_processes_share_one_bounded_folder(compressed, tmp_path):
     """Three readers of one order through one epoch; a fourth process counts the bytes all the time."""
     pattern, size = compressed
@@ -122,6 +123,7 @@ def _read_in_turns(pattern, folder, size, seeds, results):
     results.put(val.raw(range(0, 320, 5))[0].double().sum().item())
 
 
+@pytest.mark.slow
 def test_readers_that_want_more_than_there_is_room_for_go_on_all_the_same(compressed, tmp_path):
     """Two processes, each with two trainings and held-out pictures: room is for one of these alone."""
     (pattern, size), folder = compressed, tmp_path / "bounded"
@@ -149,6 +151,7 @@ def test_readers_that_want_more_than_there_is_room_for_go_on_all_the_same(compre
     assert 4 * size < most <= 8 * size
 
 
+@pytest.mark.slow
 def test_a_batch_whose_shards_go_and_come_again_is_waited_for(compressed, tmp_path, monkeypatch):
     """Another job, which lets go of nothing, leaves room for two of the shards, of which a batch needs more."""
     (pattern, size), fetch = compressed, FileStore.fetch
@@ -258,6 +261,7 @@ class SlowStore(FileStore):
             time.sleep(0.1)
 
 
+@pytest.mark.slow
 def test_a_compressed_shard_that_still_comes_is_waited_for(compressed, tmp_path):
     shard, count = expand(compressed[0])[0], counters.since_now()
     cache = ShardCache(tmp_path, SlowStore(), deadline=0.7)

@@ -83,6 +83,7 @@ def test_all_ranks_stop_when_most_samples_of_all_are_far_off(cut, diverged):
     assert first == second and (first == "67% of the sam") is diverged
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("size", [1, 2], ids=["alone", "in turns"])
 def test_a_trial_that_diverges_is_no_failure_and_disturbs_no_other(tmp_path, size):
     config = configured(tmp_path, f"sweep.space.{LR}=grid(3e-5,1)", f"sweep.per_process={size}")
@@ -99,6 +100,7 @@ def test_a_trial_that_diverges_is_no_failure_and_disturbs_no_other(tmp_path, siz
     assert run(config) == [good, bad]  # it is not tried again
 
 
+@pytest.mark.slow
 def test_halving_stops_a_trial_that_diverges_whatever_it_is_judged_by(tmp_path):
     words = ["sweep.strategy=asha", "sweep.trials=4", "sweep.interval=16", "sweep.reduction=2", "run.seed=1"]
     highest = ["sweep.metric=value/sample_size", "sweep.mode=max"]  # which is highest where trials diverge

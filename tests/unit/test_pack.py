@@ -316,6 +316,7 @@ def test_an_index_is_of_the_stored_shard(tmp_path):
     assert index.stored_bytes == index.num_bytes == Path(url).stat().st_size and index.labels.tolist() == [0, 1, 2, 3]
 
 
+@pytest.mark.slow
 @pytest.mark.skipif(not REAL.is_dir(), reason="the photographs of ../shared/data are not here")
 def test_photographs_cut_anew_and_halved(tmp_path):
     source = opened(REAL / "val-{000000..000001}.tar")

@@ -302,6 +302,7 @@ def test_only_a_selection_figure_is_told_as_one_at_a_rung(tmp_path, metric):
     assert judged and all(("evaluation/selection" in one) is (metric == "selection") for one in judged)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("stage", "size"), [("teacher", 1), ("teacher", 2), ("one_step", 1)])
 def test_trials_of_stages_whose_jobs_need_no_selection_figure_have_one(tmp_path, stage, size):
     optimiser = {"teacher": "optimiser", "one_step": "generator"}[stage]

@@ -36,6 +36,7 @@ def test_a_process_without_progress_is_ended(tmp_path, takes_stacks):
         assert newly_stalled(run_dir) == []
 
 
+@pytest.mark.slow
 def test_a_watchdog_that_is_done_leaves_others_theirs(tmp_path):
     """Two processes share a run's folder; the one that ends first takes nothing from the other."""
     done = Watchdog(60, tmp_path)
