@@ -6,7 +6,7 @@ import difflib
 import math
 import re
 from collections.abc import Collection, Iterator, Mapping
-from functools import reduce
+from functools import cache, reduce
 from pathlib import Path
 from typing import Any
 
@@ -221,14 +221,23 @@ def _changed(config: Config, settings: Mapping[str, Any]) -> tuple[Config, list[
     for key, value in settings.items():
         *path, name = key.split(".")
         part = reduce(getattr, path, result)
-        tree = OmegaConf.structured(part)  # of this part alone: a sweep asks for hundreds of configurations
         try:
-            OmegaConf.update(tree, name, value)
-            setattr(part, name, getattr(OmegaConf.to_object(tree), name))
+            setattr(part, name, _converted(_typed(type(part)), name, value))
         except OmegaConfBaseException as error:
             problems.append(f"{key}={value}: {_reason(error)}")
     problems += filter(None, (out_of_range(*leaf) for leaf in leaves(result) if leaf[0] in settings))
     return result, problems
+
+
+@cache  # omegaconf takes a millisecond, and a sweep asks for hundreds of configurations
+def _typed(part: type) -> DictConfig:
+    return OmegaConf.structured(part)
+
+
+def _converted(tree: DictConfig, name: str, value: Any) -> Any:
+    """What becomes of a value in a field of the tree's types."""
+    OmegaConf.update(tree, name, value, merge=False)
+    return OmegaConf.to_object(tree[name]) if OmegaConf.is_config(tree[name]) else tree[name]
 
 
 def from_dict(tree: dict) -> Config:

@@ -27,21 +27,23 @@ class ClusterError(RuntimeError):
     """Ray cannot be reached or started, has too little to offer, or lost what was running; one line says which."""
 
 
+_MOST_BEFOREHAND = 16  # processes of 200 MB
+
+
 @contextmanager
-def session(
-    verbose: bool = False, num_cpus: int | None = None, grace: float = 0.1, groups: bool = True
-) -> Iterator[None]:
+def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0.1, alone: str = "") -> Iterator[None]:
     """Ray for the time of the block; after SIGINT or SIGTERM its workers have `grace` seconds to save (`StopOnSignal`).
 
     Without RAY_ADDRESS a Ray of our own starts, with `num_cpus` CPUs (all of the machine's by default), and is gone
-    afterwards with all its processes and their temporary files; Ray's own logs stay where Ray puts them. Worker groups
-    run only in a session of `groups`, which starts later. Within an outer session this is that session.
+    afterwards with all its processes and their temporary files; Ray's own logs stay where Ray puts them. It starts
+    faster for jobs that run `alone` in their processes, given as their module, and has no worker groups then. Within an
+    outer session this is that session.
     """
     if ray.is_initialized():
         yield
         return
     with nullcontext("") if os.environ.get("RAY_ADDRESS") else _temporary_folder() as temporary:
-        connect(temporary, verbose, num_cpus, groups)
+        connect(temporary, verbose, num_cpus, alone)
         try:
             if os.environ.get("RAY_ADDRESS") and (line := differences()):
                 raise ClusterError(line)
@@ -66,7 +68,7 @@ def _temporary_folder() -> TemporaryDirectory:
     return TemporaryDirectory(prefix="nnce-", dir=place, ignore_cleanup_errors=True)
 
 
-def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None, groups: bool = True) -> None:
+def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None, alone: str = "") -> None:
     """Connects to the cluster at RAY_ADDRESS, or starts a Ray of our own; raises `ClusterError` if that fails.
 
     The processes of our own Ray put their temporary files into the folder `temporary`.
@@ -82,13 +84,13 @@ def connect(temporary: str, verbose: bool = False, num_cpus: int | None = None, 
                 ray.init(logging_level=level, log_to_driver=verbose)
             else:
                 _make_token()
-                _start(temporary, level, verbose, num_cpus, groups)
+                _start(temporary, level, verbose, num_cpus, alone)
     except (OSError, RuntimeError, ValueError, ray.exceptions.RayError) as error:
         reason = " ".join(str(error).split())[:400]  # Ray lists differing versions line by line
         raise ClusterError(f"cannot connect to {where}: {reason or type(error).__name__}; {hint}") from error
 
 
-def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None, groups: bool) -> None:
+def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None, alone: str) -> None:
     """Starts a Ray of our own.
 
     Its processes get its address in RAY_ADDRESS: Ray's own cleaners ask the state API without saying which cluster they
@@ -98,15 +100,23 @@ def _start(temporary: str, level: int, verbose: bool, num_cpus: int | None, grou
     with socket.create_server((_LOOPBACK, 0)) as free:
         port = free.getsockname()[1]
     address = {"RAY_GCS_SERVER_PORT": str(port), "RAY_ADDRESS": f"{_LOOPBACK}:{port}"}
-    with _environment(address | {"TMPDIR": temporary, "RAY_TMPDIR": os.path.dirname(temporary)}):
+    places = {"TMPDIR": temporary, "RAY_TMPDIR": os.path.dirname(temporary)}
+    with _environment(address | places | _imported_beforehand(alone, num_cpus or os.cpu_count())):
         ray.init(
             address="local",
             num_cpus=num_cpus,
-            include_dashboard=groups,  # ten processes; Ray Train's cleaners ask the state API, which is one of them
+            include_dashboard=not alone,  # ten processes; Ray Train's cleaners ask the state API, which is one of them
             object_store_memory=_OBJECT_STORE_BYTES,
             logging_level=level,
             log_to_driver=verbose,
         )
+
+
+def _imported_beforehand(module: str, processes: int) -> dict[str, str]:
+    """Has the processes that Ray starts first, one per CPU, import what trials need; not where they are many."""
+    if not module or processes > _MOST_BEFOREHAND:
+        return {}
+    return {"RAY_preload_python_modules": f"{__package__}.sweep,{module}"}
 
 
 @contextmanager

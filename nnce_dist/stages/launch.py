@@ -99,8 +99,8 @@ class RayLauncher(Launcher):
         workers, verbose = self._config.workers, self._config.run.verbose
         trials = _Trials(feed, self._epoch)
         try:
-            groups = workers.count > 1
-            self._ray.enter_context(session(verbose, grace=workers.grace, groups=groups))  # or the outer one
+            alone = "" if workers.count > 1 else run_job.__module__
+            self._ray.enter_context(session(verbose, grace=workers.grace, alone=alone))  # or the outer one
             from ..on_ray.sweep import run_feed  # takes a second, in which Ray's workers start
 
             concurrent = self._config.sweep.concurrent

@@ -19,7 +19,7 @@ SWEEP = """
 import json, os, sys
 import test_on_ray, test_quick_start
 from nnce_dist.on_ray.environment import session
-with session(num_cpus=1, groups=False):
+with session(num_cpus=1, alone="nnce_dist.stages.jobs"):
     before = test_quick_start.when_idle(os.environ["NNCE_TEST_MARK"])
     (outcome,) = test_on_ray.run_trials(test_quick_start.whereabouts, [{"name": "a"}], test_on_ray.group(), sys.argv[1])
     print(json.dumps({"before": before, "trial": outcome.value}))
@@ -37,12 +37,13 @@ def living(mark):
 
 
 def when_idle(mark):
-    """The same once Ray has a process without work, which it starts by itself."""
+    """The same once Ray has a process without work, which it starts by itself, and that has imported torch."""
 
     def idle():
-        return any(line.startswith("ray::IDLE") for line in living(mark).values())
+        waiting = [number for number, line in living(mark).items() if line.startswith("ray::IDLE")]
+        return any("libtorch" in Path(f"/proc/{number}/maps").read_text() for number in waiting)
 
-    processes.wait_until(idle, 30, "a process without work")
+    processes.wait_until(idle, 60, "a process without work that has imported torch")
     return living(mark)
 
 
