@@ -27,7 +27,7 @@ class ClusterError(RuntimeError):
     """Ray cannot be reached or started, has too little to offer, or lost what was running; one line says which."""
 
 
-_MOST_BEFOREHAND = 16  # processes of 200 MB
+_MOST_BEFOREHAND = 16  # processes, which then have 250 MB each to themselves
 
 
 @contextmanager

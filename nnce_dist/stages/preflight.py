@@ -18,6 +18,7 @@ from .budget import within
 from .estimate import Estimate
 from .folder import run_root
 from .jobs import JobsFailedError
+from .launch import uses_ray
 
 
 def _shards(config: Config) -> None:
@@ -77,8 +78,6 @@ def cluster(config: Config, say: Callable[[str], None]) -> None:
 
     Raises ValueError, or JobsFailedError where the cluster cannot be reached.
     """
-    from .launch import uses_ray
-
     if run_root(config).exists() or not uses_ray(config) or not os.environ.get("RAY_ADDRESS"):
         return
     from ..on_ray import resources

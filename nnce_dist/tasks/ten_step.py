@@ -14,6 +14,7 @@ Trap: V takes no time, so one network meets states from data to pure noise; see 
 
 import math
 from collections.abc import Callable, Iterator, Mapping
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -76,12 +77,14 @@ class TenStepTask:
         labels = one_hot(batch.labels, self.num_classes)
         with frozen(self.networks["sampler"]) as sampler:
             states = sampler.roll_out(batch.x.shape[1:], random, labels)
-        require_near(mean_over_ranks(sample_observations(states[-1], batch.x)["far_off"].mean()), samples_seen)
+        seen = sample_observations(states[-1], batch.x)
+        require_near(mean_over_ranks(seen["far_off"].mean()), samples_seen)
         self.velocity = self._next_velocity(mean_over_ranks(dxmi.mean_squared_steps(states)))
         self.costs = self.costs.to(states.device)
         noise_magnitude = self.magnitude.at(samples_seen)
         value_labels = labels if self.settings.value_conditional else None
-        yield from self._value_updates(batch.x, states, value_labels, noise_magnitude)
+        first, *others = self._value_updates(batch.x, states, value_labels, noise_magnitude)
+        yield from (replace(first, loss=partial(_and_observed, first.loss, seen)), *others)
         self.magnitude.conclude(mean_over_ranks)
         if samples_seen >= self.settings.value_warmup_samples:
             yield from self._sampler_updates(states, labels, random)
@@ -113,8 +116,7 @@ class TenStepTask:
         self, x: Tensor, fake: Tensor, labels: Tensor | None, m: float, part: slice
     ) -> LossAndObservations:
         energy_data, energy_fake = self._values(torch.stack([x[part], fake[part]]), labels, part)
-        loss, observations = self._observed_energy_loss(energy_data, energy_fake, m)
-        return loss, observations | sample_observations(fake[part], x[part])
+        return self._observed_energy_loss(energy_data, energy_fake, m)
 
     def _difference_loss(
         self, x: Tensor, x_next: Tensor, t: int, labels: Tensor | None, part: slice
@@ -133,8 +135,7 @@ class TenStepTask:
         values = torch.stack(values)
         error = dxmi.temporal_difference(values[:-1], values[1:], self.costs[:, None]).mean(0)
         energy, observations = self._observed_energy_loss(data, values[-1], m)
-        observations |= sample_observations(states[-1, part], x[part]) | {"temporal_difference": error.detach()}
-        return energy + self.settings.value_weight * error, observations
+        return energy + self.settings.value_weight * error, observations | {"temporal_difference": error.detach()}
 
     def _observed_energy_loss(self, energy_data: Tensor, energy_fake: Tensor, m: float) -> LossAndObservations:
         """N2CE of the log-ratios f = -E at M = m, with its regulariser."""
@@ -180,3 +181,11 @@ class TenStepTask:
         applies = t < sampler.num_steps - settings.skip
         loss = settings.energy_weight * cost + applies * (settings.tau2 * running_cost - settings.tau1 * entropy)
         return loss, {"loss": loss, "value": cost, "running_cost": running_cost, "log_noise_scale": entropy}
+
+
+def _and_observed(
+    loss: Callable[[slice], LossAndObservations], seen: Mapping[str, Tensor], part: slice
+) -> LossAndObservations:
+    """The loss, and what else was observed of its samples."""
+    losses, observations = loss(part)
+    return losses, observations | {name: values[part] for name, values in seen.items()}
