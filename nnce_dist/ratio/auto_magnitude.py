@@ -29,13 +29,12 @@ A data sample weighs w+ = M/(M+r) in the gradient and a noise sample w- = M r/(M
 3. *Variance.* M <= C sqrt(n) with C = 1, the paper's bound at its cautious end, and 10^4 where data never repeat: one
    noise sample can weigh M against a whole batch.                                                        (ceiling)
 
-Together M = M_f^g with g = clip(d / s, 0, 1): M_f while under-confident, 1 on arrival. The loss is multiplied by
-(M+1)/M, which makes the gradient at r = 1 independent of M: neither the step length of plain gradient descent nor the
-share of a regulariser then moves with M.
+Together M = M_f^g with g = clip(d / s, 0, 1): M_f while under-confident, 1 on arrival. The loss is that of a fixed M,
+times nothing: where M stays 1, training is NCE's, bit for bit.
 
 No extra pass, four numbers of state. Each step's M comes from the steps before it, and on data that do not repeat all
 statistics are of samples that no step has seen. The constants were chosen on the design half of
-tests/benchmarks/auto_magnitude.py; pipelines/results/auto-magnitude.md has what came of it, losses included.
+tests/benchmarks/ratio_bed.py; pipelines/results/auto-magnitude.md has what came of it, losses included.
 """
 
 import math
@@ -82,11 +81,6 @@ def evidence(num_parameters: float, num_samples: float) -> Evidence:
 def log_magnitude(state: AutoState) -> Tensor:
     """ln M of the next step: g ln M_f."""
     return (state.deficit / FULL_DEFICIT).clamp(0, 1) * state.log_floor
-
-
-def loss_scale(log_magnitude: Tensor) -> Tensor:
-    """(M+1)/M: the factor that makes the gradient at r = 1 the same for all M."""
-    return 1 + (-log_magnitude).exp()
 
 
 def observe(state: AutoState, log_ratio_data: Tensor, log_ratio_noise: Tensor) -> dict[str, Tensor]:

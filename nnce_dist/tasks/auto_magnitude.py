@@ -39,10 +39,6 @@ class AutoMagnitude:
         """M of the next step."""
         return rule.log_magnitude(self.state).exp().tolist()
 
-    def loss_scale(self, noise_magnitude: float) -> float:
-        """(M+1)/M."""
-        return 1 + 1 / noise_magnitude
-
     def show(self, log_ratio_data: Tensor, log_ratio_noise: Tensor) -> None:
         """The log-ratios (b,) of one micro-batch of the step."""
         state = rule.AutoState(*(value.to(log_ratio_data.device) for value in astuple(self.state)))

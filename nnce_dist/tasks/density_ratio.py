@@ -52,9 +52,8 @@ class DensityRatioTask:
         self.magnitude.conclude(mean_over_ranks)
 
     def numbers(self, m: float) -> dict[str, float]:
-        """M, gamma and the scale of the loss in a step at M = m."""
-        gamma = regularisation_weight(self.objective, m)
-        return {"noise_magnitude": m, "gamma": gamma, "scale": self.magnitude.loss_scale(m)}
+        """M and gamma of a step at M = m."""
+        return {"noise_magnitude": m, "gamma": regularisation_weight(self.objective, m)}
 
     def loss(self, network: Callable[[Tensor], Tensor], x: Tensor, numbers: Numbers) -> LossAndObservations:
         """The objective of pairs x (b, 2, D), its mean over bridges (b,); observations (b K,) of each bridge's ends."""

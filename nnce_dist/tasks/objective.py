@@ -33,10 +33,6 @@ class NoiseMagnitude:
             return piecewise(s.fractions, [*s.magnitudes, self.final], fraction)
         return RAMPS[s.kind](s.start, self.final, min(fraction / s.until, 1.0))
 
-    def loss_scale(self, noise_magnitude: float) -> float:
-        """The factor on both sides of the loss: 1, a given M is taken as it is."""
-        return 1.0
-
     def show(self, log_ratio_data: Tensor, log_ratio_noise: Tensor) -> None:
         """Nothing follows from the log-ratios of a micro-batch."""
 
@@ -81,8 +77,7 @@ def ratio_loss(
     log_ratio_noise: Tensor,
     noise_magnitude: float | Tensor,
     gamma: float | Tensor,
-    scale: float | Tensor = 1.0,
 ) -> Tensor:
-    """The loss of pairs of log-ratios, both sides times `scale` and the regulariser: (b,), (b,) -> (b,)."""
+    """The loss of pairs of log-ratios, both sides and the regulariser: (b,), (b,) -> (b,)."""
     sides = OBJECTIVES[kind](log_ratio_data, log_ratio_noise, noise_magnitude)
-    return scale * sum(sides) + gamma * sum(ratio_regularisation(log_ratio_data, log_ratio_noise))
+    return sum(sides) + gamma * sum(ratio_regularisation(log_ratio_data, log_ratio_noise))

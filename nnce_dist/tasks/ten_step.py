@@ -140,7 +140,7 @@ class TenStepTask:
     def _observed_energy_loss(self, energy_data: Tensor, energy_fake: Tensor, m: float) -> LossAndObservations:
         """N2CE of the log-ratios f = -E at M = m, with its regulariser."""
         gamma = regularisation_weight(self.objective, m)
-        loss = ratio_loss(self.objective.kind, -energy_data, -energy_fake, m, gamma, self.magnitude.loss_scale(m))
+        loss = ratio_loss(self.objective.kind, -energy_data, -energy_fake, m, gamma)
         self.magnitude.show(-energy_data, -energy_fake)
         observations = ratio_observations(-energy_data, -energy_fake, m)
         return loss, {"loss": loss.detach(), **observations}
