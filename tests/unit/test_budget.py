@@ -181,6 +181,8 @@ class Paper:
     config: object
     trials: int
     checkpoint_bytes: int = 100
+    together: int = 1
+    stacks: bool = False
 
     @property
     def training(self):

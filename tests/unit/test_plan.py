@@ -25,7 +25,7 @@ from nnce_dist.training.runtime import LocalRuntime
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 M = "sweep.space.objective.noise_magnitude=loguniform(1,1e4)"
-ASHA = ("sweep.strategy=asha", "sweep.trials=16", "sweep.seeds=[]", M)
+ASHA = ("sweep.strategy=asha", "sweep.trials=16", "sweep.seeds=[]", "sweep.per_process=1", M)
 
 
 @pytest.fixture
