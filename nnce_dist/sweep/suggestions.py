@@ -29,7 +29,7 @@ class Suggested(Strategy):
             if first == len(self._asked):
                 self._asked += self._suggest(batch, history)
             if missing := [n for n in batch if (n, self._samples) not in history]:
-                parts = cohorts(batch, self._together)
+                parts = cohorts(batch, self._together, first)
                 return [Segment(n, self._samples, self._asked[n], cohort=parts[n]) for n in missing]
         return []
 

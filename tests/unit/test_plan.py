@@ -62,6 +62,21 @@ def test_the_plan_of_a_space_says_what_the_sweep_will_take(configured, two_secon
     assert not list(tmp_path.iterdir())
 
 
+def test_the_plan_of_a_packed_search_knows_of_its_blocks_its_steps_and_its_disk(configured, two_seconds, tmp_path):
+    packed = configured(*ASHA, "sweep.per_process=8")
+    found, alone = rows(packed), Estimate.of(configured(*ASHA))
+    assert found["rungs"] == "expected trials: 16 at 16 samples, 4 at 64 samples, 1 at 128 samples"
+    assert found["sweep time"].endswith("; trials that share a process take less")
+    assert Estimate.of(packed).disk_bytes == (16 * 2 + 2 * 16) * alone.checkpoint_bytes
+    batches = configured(*ASHA, "sweep.strategy=tpe", "sweep.per_process=8", "sweep.batch=3")
+    assert Estimate.of(batches).together == 3
+    folder = tmp_path / "density-ratio-smoke" / "density_ratio" / "trial-000"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text(json.dumps({"samples_seen": 8, "images_per_second": 32}) + "\n")
+    assert Estimate.of(batches).step.seconds == pytest.approx(16 / 32 / 3)
+    assert Estimate.of(packed).step.seconds == pytest.approx(16 / 32 / 8)
+
+
 def test_hundreds_of_hours_are_told_in_hours(configured, monkeypatch):
     monkeypatch.setattr(step_time, "measured", lambda config, stage: Step(7200.0, "measured on paper"))
     assert rows(configured(*ASHA))["sweep time"].startswith("about 64.0 device-hours instead of 256.0 device-hours of")
