@@ -104,12 +104,12 @@ def _of_member(state: TrainState, number: int, own: TrainState) -> Trained:
 
 def _goes_on(pack: Job, jobs: Jobs, alone: Sequence[TrainState], stream: Stream) -> bool:
     """Whether the pack has a checkpoint; if not, every trial is brought to its own newest one, as it would be alone."""
-    state = _together(pack, jobs)
-    found, story = resume(pack.saver(stream, pack.tell_event), state, 0, pack.runtime)
-    for (job, learning), own in zip(jobs, alone, strict=True) if not found else ():
-        saver, total = job.saver(learning.stream, job.tell_event), learning.settings.training.samples
-        _, own_story = resume(saver, own, total, job.runtime)
-        job.tell_from(own.samples_seen, story, own_story)
+    state, total = _together(pack, jobs), jobs[0][1].settings.training.samples
+    found, story = resume(pack.saver(stream, pack.tell_event), state, total, pack.runtime)
+    for (job, learning), own in zip(jobs, alone, strict=True):
+        saver = job.saver(learning.stream, job.tell_event)
+        own_story = "" if found else resume(saver, own, total, job.runtime)[1]
+        job.tell_from(state.samples_seen if found else own.samples_seen, story, own_story)
     return found
 
 

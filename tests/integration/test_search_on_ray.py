@@ -253,6 +253,8 @@ def test_a_run_that_is_stopped_while_it_waits_for_nodes_wants_none_any_more(clus
     time.sleep(1)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=30) == 130
+    last = said.read_text().splitlines()[-1]
+    assert last == "stopping: nothing has begun, so there is nothing to save"
     command, environment = [sys.executable, "-c", WANTED], processes.outside() | cluster.driver
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "b'[]'", done.stdout + done.stderr

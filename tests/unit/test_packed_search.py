@@ -3,6 +3,7 @@
 Sweeps that decide as they go on, their trials in packs: they decide and leave what they do with a process for each.
 """
 
+from contextlib import nullcontext
 from pathlib import Path
 
 import pytest
@@ -15,6 +16,8 @@ from nnce_dist.metrics.jsonl import read, training_records
 from nnce_dist.stages import search
 from nnce_dist.stages.folder import errors, run_root
 from nnce_dist.stages.launch import failed
+from nnce_dist.stages.lease import lease
+from nnce_dist.stages.mirror import RunMirror
 from nnce_dist.training import checkpoint
 from nnce_dist.training.stopping import Stopped
 
@@ -217,6 +220,30 @@ def test_a_lost_pack_is_the_error_of_its_trials_and_is_tried_again(tmp_path):
     assert set(errors(results).values()) == {"its process died"} and len(errors(results)) >= 8
     run(parts)
     assert decisions(parts).items() >= decisions(whole).items()  # others had gone on in their place
+
+
+def test_another_machine_goes_on_from_the_copies_of_a_pack_and_of_its_trials(tmp_path):
+    whole = configuration(tmp_path / "whole", "asha")
+    run(whole)
+    said, there = [], [f"run.mirror={tmp_path}/copies"]
+    for number, jobs in enumerate((0.5, 1.5, 1e9)):  # each start has a folder of its own, which is empty
+        config = configuration(tmp_path / str(number), "asha", *there)
+        mirror, root = RunMirror(config), run_root(config)
+        with lease(root, mirror, said.append) as epoch, nullcontext() if jobs > 99 else pytest.raises(Stopped):
+            launcher = Counting(config, jobs)
+            launcher._epoch = epoch
+            search.run(config, root, launcher, mirror, said.append)
+            mirror.complete()
+        assert max(map(len, launcher.trained)) > 1
+    assert decisions(config) == decisions(whole)
+    told = [one["event"] for one in read(folder(config, 0) / "metrics.jsonl") if "event" in one]
+    assert any("fetched from" in event and "/packs/" in event for event in told)
+    copies = tmp_path / "copies" / root.name
+    assert not list(copies.glob("packs/*/checkpoints/*/*"))
+    last = {trial: samples for trial, samples in sorted(decisions(whole))}
+    for trial, samples in last.items():
+        copy = max(checkpoint.committed(copies / "density_ratio" / search.name_of(trial) / "checkpoints"))
+        assert checkpoint.position(copy) == samples and not checkpoint.problem(copy)
 
 
 # ---- trials that leave, and trials that do not fit -------------------------------------------------------------------
