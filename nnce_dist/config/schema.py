@@ -290,7 +290,8 @@ class Sweep:
     held: bool = True  # also the small M with gamma*(M+1)/M held fixed
     zero_energy: bool = True  # also the control with the energy's weight at 0
     concurrent: int = ranged(0, 0)  # trials at a time; 0: as many as fit
-    # Trials that share a process, stacked where their task allows, or in turns; with asha, pbt and tpe it is always 1:
+    # Trials that share a process, stacked where their task allows, or in turns. pbt, tpe: of one generation or batch;
+    # asha: it judges so many at a time (or `reduction`, if that is more), and those who go on are packed anew:
     per_process: int = ranged(1, 1, 4096)
     # sweep.space.<setting>=grid(1,10), choice(a,b), uniform(0,1), loguniform(1,1e4) or integer(2,10) (sweep/space.py):
     space: dict[str, str] = field(default_factory=dict)  # in place of the magnitudes and controls above

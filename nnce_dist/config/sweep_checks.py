@@ -47,10 +47,9 @@ def space(config: Config) -> dict[str, Distribution]:
     return found
 
 
-def per_process(config: Config) -> int:
-    """How many trials share a process: those of a pack are trained to their ends, which leaves nothing to decide."""
-    adaptive = config.sweep.space and config.sweep.strategy in ADAPTIVE
-    return 1 if adaptive else config.sweep.per_process
+def adaptive(config: Config) -> bool:
+    """Whether the sweep decides as it goes on: its trials are trained from one decision to the next."""
+    return bool(config.sweep.space) and config.sweep.strategy in ADAPTIVE
 
 
 def waits(config: Config) -> bool:

@@ -31,7 +31,7 @@ _MOST_BEFOREHAND = 16  # processes, which then have 250 MB each to themselves
 
 
 @contextmanager
-def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0.1, alone: str = "") -> Iterator[None]:
+def session(verbose: bool = False, num_cpus: int | None = None, grace: float = 0, alone: str = "") -> Iterator[None]:
     """Ray for the time of the block; after SIGINT or SIGTERM its workers have `grace` seconds to save (`StopOnSignal`).
 
     Without RAY_ADDRESS a Ray of our own starts, with `num_cpus` CPUs (all of the machine's by default), and is gone

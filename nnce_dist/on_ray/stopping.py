@@ -17,6 +17,7 @@ from ray.experimental import internal_kv
 from ..training.stopping import StopSignal
 
 _POLL = 0.5  # seconds between two looks at the note
+_AT_ONCE = 0.1  # seconds
 
 
 def _note() -> str:
@@ -57,8 +58,9 @@ def worker_signals() -> WorkerSignals:
 class StopOnSignal:
     """A first SIGINT or SIGTERM asks every worker of the run to save and leave; the block goes on until they have.
 
-    After `grace` seconds it ends with SystemExit(128 + signal) whatever they do. A second signal ends the process at
-    once, and what belongs to it with it. Use as a context manager in the main thread; elsewhere it does nothing.
+    After `grace` seconds it ends with SystemExit(128 + signal) whatever they do; with a grace of 0, where there are no
+    workers yet, at once. A second signal ends the process at once, and what belongs to it with it. Use as a context
+    manager in the main thread; elsewhere it does nothing.
     """
 
     def __init__(self, grace: float):
@@ -78,8 +80,9 @@ class StopOnSignal:
         self._received = number
         for each in (signal.SIGINT, signal.SIGTERM):
             signal.signal(each, signal.SIG_DFL)
-        signal.setitimer(signal.ITIMER_REAL, self._grace)
-        line = f"stopping: saving after this step, for at most {self._grace:g} s; a second signal ends at once\n"
+        signal.setitimer(signal.ITIMER_REAL, max(self._grace, _AT_ONCE))
+        what = f"what is at work saves after its step, for at most {self._grace:g} s; a second signal ends at once"
+        line = f"stopping: {what if self._grace else 'nothing has begun, so there is nothing to save'}\n"
         os.write(2, line.encode())  # print may not be entered twice
         self._asked.set()
 
@@ -90,7 +93,8 @@ class StopOnSignal:
             internal_kv._internal_kv_put(_note(), str(self._received))
 
     def _give_up(self, number: int, frame) -> None:
-        os.write(2, b"not all was saved in time; the same command continues from the newest checkpoints\n")
+        if self._grace:
+            os.write(2, b"not all was saved in time; the same command continues from the newest checkpoints\n")
         raise KeyboardInterrupt  # while Ray waits it lets this one through, but turns SystemExit into status 1
 
     def __exit__(self, kind, error, trace) -> None:

@@ -10,8 +10,7 @@ from dataclasses import dataclass
 
 from ..config.load import with_settings
 from ..config.schema import Config
-from ..config.sweep_checks import per_process, waits
-from . import rehearsal
+from ..config.sweep_checks import adaptive, waits
 from .estimate import Estimate
 from .units import in_units
 
@@ -28,11 +27,11 @@ def shares(estimate: Estimate) -> Shares:
     """Of the budget. Raises ValueError if it is too small for a single job at a time."""
     config, training, one = estimate.config, estimate.training, estimate.checkpoint_bytes
     slots, wanted = config.sweep.checkpoint_bytes // one, training.keep_last + bool(training.keep_best)
-    together = min(per_process(config), estimate.trials)
-    waiting = estimate.trials if waits(config) else 0
+    together, waiting = estimate.together, estimate.trials if waits(config) else 0
     if waiting:
-        kept = min(max(slots // waiting - 1, 1), wanted)
-        jobs, least = slots - kept * waiting, waiting + 1
+        beside = 2 if estimate.stacks else 1  # of each trial at work, beside what it keeps
+        kept = min(max(slots // waiting - beside, 1), wanted)
+        jobs, least = max(slots - kept * waiting, 0) // (beside * together), waiting + beside * together
     else:
         kept = wanted if slots >= (wanted + 1) * estimate.trials else 1
         jobs, least = slots // ((kept + 1) * together), 2 * together
@@ -50,15 +49,13 @@ def within(config: Config) -> Config:
     if not estimate:
         return config
     share, training, sweep = shares(estimate), estimate.training, config.sweep
-    together = min(per_process(config), estimate.trials) if rehearsal.stacks(estimate.kinds[0], estimate.stage) else 1
+    together = estimate.together if estimate.stacks and not adaptive(config) else 1  # have their checkpoint in common
     keep = share.kept * estimate.checkpoint_bytes * together
     return with_settings(
         config,
         {
             f"{estimate.stage}.training.keep_bytes": min(training.keep_bytes or keep, keep),
-            "sweep.concurrent": _at_a_time(
-                sweep.concurrent, share.jobs, math.ceil(estimate.trials / per_process(config))
-            ),
+            "sweep.concurrent": _at_a_time(sweep.concurrent, share.jobs, math.ceil(estimate.wave / sweep.per_process)),
         },
     )
 

@@ -17,7 +17,7 @@ from ..report.sweep_table import terminal_trials
 from ..report.trial_csv import to_csv
 from ..report.trials import SEED, SweepData, TrialRow
 from .folder import decides
-from .jobs import SELECTION
+from .goal import SELECTION
 from .report import RESULTS
 from .sweep_results import at, sweep_data, trial_row
 

@@ -8,7 +8,6 @@ from functools import partial
 from pathlib import Path
 
 from ..config.schema import Config
-from ..config.sweep_checks import per_process
 from ..metrics.jsonl import training_records
 from ..report.data import Curve, SamplerResult, describe_magnitude
 from .folder import job_folder
@@ -47,7 +46,7 @@ def _seeded(config: Config, seed: int) -> Config:
 def run_stage(config: Config, root: Path, jobs: Launcher, say: Callable[[str], None]) -> list[dict]:
     """Results of all trials."""
     payloads = [payload(settings, root, STAGE, name) for _, name, settings in trials(config)]
-    results = run_packed(jobs, payloads, per_process(config))
+    results = run_packed(jobs, payloads, config.sweep.per_process)
     if best := best_trial(config, results):
         m = best.reached(by_trial(config, results)[best])
         say(f"best noise magnitude: {m:g} (chosen on vectors that no reported figure sees)")

@@ -11,7 +11,7 @@ from pathlib import Path
 
 from ..config.load import ConfigError, with_settings
 from ..config.schema import Config, Training
-from ..config.sweep_checks import per_process, trials_stage
+from ..config.sweep_checks import adaptive, trials_stage
 from ..metrics.jsonl import FILE_NAME, training_records
 from ..sweep.strategies import expected_at
 from ..training.mirror import FOLDER
@@ -70,7 +70,23 @@ class Estimate:
         found = levels(self.config)
         if self.config.sweep.strategy != "asha":
             return dict.fromkeys(found, self.trials)
-        return expected_at(found, self.config.sweep.reduction, self.trials)
+        return expected_at(found, self.config.sweep.reduction, self.trials, self.config.sweep.per_process)
+
+    @property
+    def wave(self) -> int:
+        """How many trials begin at one moment; ASHA's packs get smaller later."""
+        sweep = self.config.sweep
+        return min(self.trials, sweep.batch if sweep.space and sweep.strategy == "tpe" else self.trials)
+
+    @property
+    def together(self) -> int:
+        """How many trials share a process at most."""
+        return min(self.config.sweep.per_process, self.wave)
+
+    @cached_property
+    def stacks(self) -> bool:
+        """Whether those that share a process are stacked, and saved as one."""
+        return self.together > 1 and rehearsal.stacks(self.kinds[0], self.stage)
 
     @cached_property
     def most(self) -> int:
@@ -116,7 +132,7 @@ class Estimate:
         speeds = [speed for found in self._records for one in found if (speed := one.get("images_per_second"))]
         if not speeds:
             return None
-        together = self.trials / math.ceil(self.trials / per_process(self.config))  # a pack's step is one of each
+        together = self.wave / math.ceil(self.wave / self.config.sweep.per_process)  # a pack's step is one of each
         how = f"the median of {len(speeds):,} records of this run"
         return Step(self.batch / statistics.median(speeds) / together, how, measured=False)
 
@@ -136,7 +152,8 @@ class Estimate:
         kept = (self.training.keep_last + bool(self.training.keep_best)) * self.checkpoint_bytes
         if self.training.keep_bytes:
             kept = max(min(kept, self.training.keep_bytes), self.checkpoint_bytes)
-        total = self.trials * kept + self.checkpoint_bytes
+        packs = 2 * self.trials if self.stacks and adaptive(self.config) else 0  # whose checkpoints come on top
+        total = self.trials * kept + (packs or 1) * self.checkpoint_bytes
         return min(total, self.config.sweep.checkpoint_bytes or total)
 
     @property

@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 
 from ..config.schema import Config
-from ..config.sweep_checks import per_process, trials_stage, waits
+from ..config.sweep_checks import adaptive, trials_stage, waits
 from ..training import checkpoint
 from ..training.mirror import FOLDER
 from .folder import ERROR, PACKS, budgeted, release
@@ -13,9 +13,13 @@ from .folder import ERROR, PACKS, budgeted, release
 def release_failed(config: Config, folder: Path, stage: str) -> None:
     """Lets go of a failed trial's checkpoints but for the newest; of that, too, where the budget has no room for it.
 
-    Trials that wait to go on have a place for theirs in any case, and so have all where all may run at a time.
+    Trials that wait to go on have a place for theirs in any case, but a pack of such trials has none; and all have one
+    where all may run at a time.
     """
-    if not budgeted(config, stage) or waits(config) or not config.sweep.concurrent:
+    if not budgeted(config, stage) or not config.sweep.concurrent or (waits(config) and stage != PACKS):
+        return
+    if waits(config):
+        release(config, folder, stage)
         return
     newest = max(checkpoint.committed(folder / FOLDER), default=None)
     if newest is None or _taken(config, folder, stage, newest) > config.sweep.checkpoint_bytes:
@@ -29,8 +33,9 @@ def release_failed(config: Config, folder: Path, stage: str) -> None:
 def _taken(config: Config, folder: Path, stage: str, newest: Path) -> int:
     """Bytes, with this trial's newest checkpoint: of trials at work, as many as may be, and of others that failed."""
     one, training = checkpoint.size(newest), getattr(config, trials_stage(config)).training
-    members = 1 if stage == PACKS else per_process(config)  # with checkpoints of their own
-    at_work = config.sweep.concurrent * members * (training.keep_bytes + one)
+    members = 1 if stage == PACKS else config.sweep.per_process  # with checkpoints of their own
+    kept = one if stage == PACKS and adaptive(config) else training.keep_bytes
+    at_work = config.sweep.concurrent * members * (kept + one)
     failed = (error.parent for error in folder.parent.glob(f"*/{ERROR}") if error.parent != folder)
     return (
         one + at_work + sum(checkpoint.size(path) for other in failed for path in checkpoint.committed(other / FOLDER))

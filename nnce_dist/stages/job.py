@@ -2,10 +2,11 @@
 
 import dataclasses
 import math
+import shutil
 import statistics
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import closing, contextmanager
+from contextlib import closing, contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -17,7 +18,7 @@ from ..data import counters
 from ..data.stream import ShardSource
 from ..evaluation.evaluate import Reference, evaluate
 from ..evaluation.features import FeatureNetwork, to_uint8
-from ..metrics.jsonl import FILE_NAME, JsonlSink, append
+from ..metrics.jsonl import FILE_NAME, JsonlSink, append, truncate
 from ..metrics.packed import Member
 from ..metrics.recorder import Recorder
 from ..models.preconditioning import EDMPrecond
@@ -174,6 +175,18 @@ class Job:
         if self.runtime.rank == 0:
             append(self.folder / FILE_NAME, {**self._identity, "time": time.time(), **values})
 
+    def tell_event(self, event: str) -> None:
+        """Sends a line of words where metrics go."""
+        self.tell(event=event)
+
+    def tell_from(self, samples_seen: int, *events: str) -> None:
+        """Sends lines of words where metrics go, if there are any; the log then goes on from so many samples."""
+        path = self.folder / FILE_NAME
+        for event in filter(None, events) if self.runtime.rank == 0 else ():
+            if path.exists():
+                truncate(path, samples_seen)
+            self.tell_event(event)
+
     def publish(self, result: Mapping[str, Any]) -> None:
         """Sends the means over draws of the evaluation's figures, and what trials are chosen by, where metrics go."""
         means = {name: statistics.fmean(values) for name, values in result["figures"].items()}
@@ -188,6 +201,19 @@ class Job:
                 self.mirror.push(self.folder)
             except OSError as error:
                 self.tell(event=f"not copied yet: {' '.join(str(error).split())}")
+
+    def forget(self) -> None:
+        """Removes the folder of a job that is over, its checkpoints in the mirror too, which nobody asks for again."""
+        if self.runtime.rank == 0:
+            self.guard.check()
+            shutil.rmtree(self.folder, ignore_errors=True)
+            with suppress(OSError):  # what stays in a store that is away has a name that no other job has
+                self._forget_copy()
+
+    def _forget_copy(self) -> None:
+        if self.mirror:
+            self.mirror.guard(self.guard.epoch).check()
+            self.mirror.forget(self.folder)
 
     def save_weights(self, network: nn.Module, name: str = "weights") -> None:
         """Keeps a network's tensors as <name>.safetensors."""

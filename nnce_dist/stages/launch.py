@@ -139,17 +139,22 @@ def failed(payload: dict, error: str, story: str) -> dict:
     """
     for one in (payload, *payload.get("trials", ())):
         if not read_result(payload_folder(one)):
+            config = from_dict(one["config"])
             write_error(payload_folder(one), story)
-            release_failed(from_dict(one["config"]), payload_folder(one), one["stage"])
-    _tell(payload, event=f"failed: {error}", settings=swept_settings(from_dict(payload["config"]), payload["stage"]))
+            release_failed(config, payload_folder(one), one["stage"])
+            if "trials" not in one:
+                _tell(one, event=f"failed: {error}", settings=swept_settings(config, one["stage"]))
     return {"name": payload["name"], "stage": payload["stage"], "error": error}
 
 
 def tell_restart(payload: dict, cause: str, line: str) -> None:
-    """Counts a restart of a job's workers where metrics go."""
+    """Counts a restart of a job's workers where metrics go; all trials of a pack are told of, but it is one restart."""
     path, key = Path(payload["root"]) / FILE_NAME, f"restarts/{cause}"
-    earlier = [one for one in read(path) if _identity(payload).items() <= one.items()] if path.exists() else []
-    _tell(payload, event=f"started again: {line}", **{key: sum(key in one for one in earlier) + 1})
+    first, *others = payload.get("trials", [payload])
+    earlier = [one for one in read(path) if _identity(first).items() <= one.items()] if path.exists() else []
+    _tell(first, event=f"started again: {line}", **{key: sum(key in one for one in earlier) + 1})
+    for one in others:
+        _tell(one, event=f"started again: {line}")
 
 
 def _tell(payload: dict, **values: float | str) -> None:

@@ -1,9 +1,9 @@
 """Which trials of a sweep share a process, and their results when they do (`packs.py` is what runs there)."""
 
-import math
 from fnmatch import fnmatch
 
 from ..config.load import differences
+from ..sweep.cohorts import evenly
 from .folder import PACKS, read_result
 from .launch import Launcher, payload_folder
 
@@ -21,7 +21,7 @@ def run_packed(jobs: Launcher, payloads: list[dict], size: int) -> list[dict]:
     unfinished = [pack for pack in packs(payloads, size) if not all(results[one["name"]] for one in pack["trials"])]
     outcomes = jobs.run(unfinished) if unfinished else []
     for pack, outcome in zip(unfinished, outcomes, strict=True):
-        results |= {result["name"]: result for result in _each(pack, outcome)}
+        results |= {result["name"]: result for result in each_result(pack, outcome)}
     return [results[payload["name"]] for payload in payloads]
 
 
@@ -32,10 +32,12 @@ def packs(payloads: list[dict], size: int) -> list[dict]:
         group = next((group for group in groups if may_share(group[0], payload)), None)
         group.append(payload) if group else groups.append([payload])
     parts = [part for group in groups for part in evenly(group, size)]
-    return [
-        {**part[0], "stage": PACKS, "name": f"{part[0]['stage']}-{number}-of-{len(parts)}", "trials": part}
-        for number, part in enumerate(parts, 1)
-    ]
+    return [pack_of(part, f"{part[0]['stage']}-{number}-of-{len(parts)}") for number, part in enumerate(parts, 1)]
+
+
+def pack_of(payloads: list[dict], name: str) -> dict:
+    """The payload of a pack with a name of its own."""
+    return {**payloads[0], "stage": PACKS, "name": name, "trials": payloads}
 
 
 def may_share(first: dict, second: dict) -> bool:
@@ -44,13 +46,7 @@ def may_share(first: dict, second: dict) -> bool:
     return first["stage"] == second["stage"] and all(any(fnmatch(key, free) for free in FREE) for key in different)
 
 
-def evenly(items: list, most: int) -> list[list]:
-    """Consecutive parts of at most so many, whose sizes differ by one at most."""
-    count = math.ceil(len(items) / most)
-    return [items[len(items) * i // count : len(items) * (i + 1) // count] for i in range(count)]
-
-
-def _each(pack: dict, outcome: list[dict] | dict) -> list[dict]:
+def each_result(pack: dict, outcome: list[dict] | dict) -> list[dict]:
     """The trials' results; where the pack's process was lost, its error is that of every trial without a result."""
     if isinstance(outcome, list):
         return outcome

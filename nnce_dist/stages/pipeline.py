@@ -10,7 +10,7 @@ from pathlib import Path
 from rich.console import Console
 
 from ..config.schema import Config
-from ..config.sweep_checks import per_process, swept_stage
+from ..config.sweep_checks import swept_stage
 from ..data.bad_samples import read_skipped
 from ..metrics.jsonl import FILE_NAME, read
 from ..metrics.monitor import Monitor
@@ -102,7 +102,7 @@ def run_stages(config: Config, root: Path, mirror: RunMirror | None, jobs: Launc
         require_success(results)  # everything else begins with its weights
     beside = [payload(config, root, "samplers", name) for name in ("data", *UNTRAINED)]
     if "ten_step" in stages:
-        packed = partial(run_packed, jobs, sweep_payloads(config, root), per_process(config))
+        packed = partial(run_packed, jobs, sweep_payloads(config, root), config.sweep.per_process)
         tuned, mode = (sweep(), config.sweep.mode) if swept == "ten_step" else (packed(), "min")
         config, results = with_magnitude(config, best(tuned, mode), say), results + tuned
     if swept == "one_step":

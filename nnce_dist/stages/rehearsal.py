@@ -24,7 +24,7 @@ from ..training.state import TrainState
 from . import build
 from .learning import Learning
 from .learnings import LEARNINGS
-from .packs import can_stack
+from .stacked import can_stack
 
 _PER_PARAMETER = 3  # tensors that an optimiser has for it
 _PER_TENSOR, _NUMBERS = 2**8, 2**12  # bytes of its name and place in a file; of all that is no tensor

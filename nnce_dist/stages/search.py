@@ -1,12 +1,13 @@
 """A sweep over a space: the segments of a strategy as jobs, each trial an ordinary run in its own folder."""
 
+import hashlib
 import json
 from collections.abc import Callable
 from pathlib import Path
 
 from ..config.load import with_settings
 from ..config.schema import Config, Training
-from ..config.sweep_checks import ADAPTIVE, draws, per_process, space, swept_stage
+from ..config.sweep_checks import ADAPTIVE, draws, space, swept_stage
 from ..sweep import strategies
 from ..sweep.history import History, Outcome, Segment, Strategy
 from ..sweep.space import Point, points
@@ -15,10 +16,10 @@ from ..training import checkpoint
 from ..training.checkpoint import write_json
 from ..training.mirror import FOLDER
 from .folder import job_folder, read_result
-from .jobs import SELECTION, recorded
+from .goal import SELECTION, recorded
 from .launch import Launcher
 from .mirror import RunMirror
-from .packing import run_packed
+from .packing import each_result, may_share, pack_of, run_packed
 from .trials import best, payload
 
 HISTORY = "sweep.jsonl"
@@ -49,14 +50,14 @@ def levels(config: Config) -> list[int]:
 
 def strategy(config: Config) -> Strategy:
     """The strategy that the configuration names."""
-    sweep, seed, ends = config.sweep, config.run.seed, levels(config)
+    sweep, seed, ends, together = config.sweep, config.run.seed, levels(config), config.sweep.per_process
     if sweep.strategy == "tpe":
-        return Suggested(space(config), sweep.trials, sweep.batch, ends[-1], seed)
+        return Suggested(space(config), sweep.trials, sweep.batch, ends[-1], seed, together)
     found = trial_points(config)
     if sweep.strategy == "asha":
-        return strategies.Halving(found, ends, sweep.reduction)
+        return strategies.Halving(found, ends, sweep.reduction, together)
     if sweep.strategy == "pbt":
-        return strategies.Population(found, ends, space(config), seed)
+        return strategies.Population(found, ends, space(config), seed, together)
     return strategies.Whole(found, ends[-1])
 
 
@@ -88,13 +89,23 @@ def run(config: Config, root: Path, jobs: Launcher, mirror: RunMirror | None, sa
 def _whole(config: Config, root: Path, jobs: Launcher) -> list[dict]:
     found = trial_points(config)
     payloads = [trial_payload(config, root, trial, point) for trial, point in enumerate(found)]
-    results, metric = run_packed(jobs, payloads, per_process(config)), config.sweep.metric
+    results, metric = run_packed(jobs, payloads, config.sweep.per_process), config.sweep.metric
     for trial, (point, result) in enumerate(zip(found, results, strict=True)):
         value = None if "error" in result else result.get(SELECTION)
         if metric != SELECTION and not {"error", "note"} & result.keys():
             value = recorded(job_folder(root, result["stage"], result["name"]), metric)
         result.update(trial=trial, point=point, value=value)
     return results
+
+
+def pack_name(segments: list[Segment]) -> str:
+    """The name of a pack: no other segments, and none that begin otherwise, ever have it."""
+    told = json.dumps([(one.trial, one.start, one.source, one.point) for one in segments], sort_keys=True)
+    return f"{len(segments)}-to-{segments[0].samples}-{hashlib.sha256(told.encode()).hexdigest()[:12]}"
+
+
+def _cohort(segment: Segment) -> tuple[int, int, int]:
+    return segment.samples, segment.start, segment.cohort
 
 
 class Search:
@@ -107,23 +118,37 @@ class Search:
         self._try_again()
 
     def next(self) -> dict | None:
-        """The most urgent segment that is not at work."""
+        """The most urgent segment that is not at work, with those that may share its process."""
         ready = self.strategy.segments(self.history)
         for segment in ready:
             self._adopt(segment)  # all, before any of them overwrites what another one begins with
         waiting = [segment for segment in ready if name_of(segment.trial) not in self._at_work]
         if not waiting:
             return None
-        segment = waiting[0]
-        self._at_work[name_of(segment.trial)] = segment
+        together = self._sharing(waiting)
+        self._at_work |= {name_of(segment.trial): segment for segment in together}
+        payloads = [self._payload(segment) for segment in together]
+        return pack_of(payloads, pack_name(together)) if len(together) > 1 else payloads[0]
+
+    def _sharing(self, waiting: list[Segment]) -> list[Segment]:
+        """The first one and those of its cohort that it may share a process with: whoever came when."""
+        first, payload = waiting[0], self._payload(waiting[0])
+        alike = [one for one in waiting[1:] if _cohort(one) == _cohort(first)]
+        if self._config.sweep.per_process == 1:
+            return [first]
+        return [first, *(one for one in alike if may_share(payload, self._payload(one)))]
+
+    def _payload(self, segment: Segment) -> dict:
         until = {"until": segment.samples, "metric": self._config.sweep.metric}
         return trial_payload(self._config, self._root, segment.trial, segment.point) | until
 
-    def done(self, payload: dict, result: dict) -> None:
-        """Keeps what became of a segment; in the mirror too, so that another machine decides alike."""
-        segment = self._at_work.pop(payload["name"])
-        facts = segment.trial, segment.samples, segment.point, result.get("value"), segment.source
-        self.history.add(Outcome(*facts, error=result.get("error", "")))
+    def done(self, payload: dict, result: list[dict] | dict) -> None:
+        """Keeps what became of a segment, or of those of a pack; in the mirror too: another machine decides alike."""
+        results = each_result(payload, result) if "trials" in payload else [result]
+        for one, became in zip(payload.get("trials", [payload]), results, strict=True):
+            segment = self._at_work.pop(one["name"])
+            facts = segment.trial, segment.samples, segment.point, became.get("value"), segment.source
+            self.history.add(Outcome(*facts, error=became.get("error", "")))
         if self._mirror:
             self._copy(self._mirror)
 

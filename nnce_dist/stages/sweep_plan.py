@@ -2,7 +2,7 @@
 
 from collections.abc import Callable
 
-from ..config.sweep_checks import SEED, per_process
+from ..config.sweep_checks import SEED
 from .budget import shares
 from .estimate import Estimate
 from .units import device_time, duration, in_units, money
@@ -56,7 +56,7 @@ def _time(estimate: Estimate) -> str:
         return step.how
     hours = _both(estimate, lambda n: device_time(estimate.hours(n)))
     first = f"; a trial of the first of {kinds:,} kinds" if kinds > 1 and step.measured else ""
-    packs = "; trials that share a process take less" if per_process(estimate.config) > 1 and step.measured else ""
+    packs = "; trials that share a process take less" if estimate.together > 1 and step.measured else ""
     of = f" of {estimate.batch:,} samples" if _swept_batch(estimate) else ""
     return f"{hours} of training; {duration(step.seconds)} a step{of}, {step.how}{first}{packs}"
 

@@ -6,7 +6,7 @@ from ..config.load import ConfigError, nearest, with_settings
 from ..config.schema import Config
 from .estimate import Estimate
 from .folder import run_root
-from .jobs import SELECTION
+from .goal import SELECTION
 from .rehearsal import recorded_names
 from .search import name_of, trial_points
 from .units import in_units

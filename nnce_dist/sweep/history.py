@@ -24,6 +24,7 @@ class Segment:
     point: Point = field(hash=False)  # its settings
     source: int | None = None  # begins with the state of this trial, where that was at the end of the segment before
     start: int = 0  # samples seen at its start
+    cohort: int = 0  # segments that have this, start and samples in common are ready at one moment: they may be packed
 
 
 @dataclass(frozen=True)

@@ -1,11 +1,12 @@
 """The strategies: every trial to its end; asynchronous halving; a population; suggestions from what was seen."""
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from fnmatch import fnmatch
 from itertools import takewhile
 
+from .cohorts import cohorts
 from .history import History, Segment, Strategy
 from .space import RANGES, Distribution, Point, stream
 
@@ -35,32 +36,48 @@ class Halving(Strategy):
     """Asynchronous successive halving (Li et al. 2018, ASHA) on the samples seen, its verdicts free of timing.
 
     ASHA judges a trial against those that came to the rung before it. Here "before" is the trials' order, not the
-    clock's, in blocks of `reduction`: a block is judged when all of it has come, against all blocks up to it.
+    clock's, in blocks of `reduction`, or of as many as share a process: a block is judged when all of it has come,
+    against all blocks up to it, and those of it who go on are a cohort.
     """
 
     points: Sequence[Point]
     rungs: Sequence[int]  # samples, ascending; the last is the end
     reduction: float
+    together: int = 1  # trials that share a process
 
     def segments(self, history: History) -> list[Segment]:
         """Trials that have not come to a rung that they may go to; early ones first, for all others wait for them."""
-        ready, reach, complete, start = [], list(range(len(self.points))), True, 0
+        trials = range(len(self.points))
+        reach = self._in_cohorts((begin, trials[begin : begin + self._block]) for begin in trials[:: self._block])
+        ready, complete, start = [], True, 0
         for rung in self.rungs:
-            ready += [Segment(n, rung, self.points[n], start=start) for n in reach if (n, rung) not in history]
-            reach, complete = self._survivors(reach, complete, rung, history)
+            missing = [n for n in reach if (n, rung) not in history]
+            ready += [Segment(n, rung, self.points[n], start=start, cohort=reach[n]) for n in missing]
+            reach, complete = self._survivors(list(reach), complete, rung, history)
             start = rung
         return sorted(ready, key=lambda segment: segment.trial)
 
-    def _survivors(self, reach: list[int], complete: bool, rung: int, history: History) -> tuple[list[int], bool]:
-        """Those who go on, and whether they are all; `reach` come to the rung, and if `complete` nobody else."""
-        block = math.ceil(self.reduction)
+    @property
+    def _block(self) -> int:
+        return block(self.reduction, self.together)
+
+    def _in_cohorts(self, blocks: Iterable[tuple[int, Sequence[int]]]) -> dict[int, int]:
+        """The cohorts of trials that are decided on together, given with the place of their block; in order."""
+        parts = (cohorts(trials, self.together, begin) for begin, trials in blocks)
+        return {trial: cohort for part in parts for trial, cohort in part.items()}
+
+    def _survivors(self, reach: list[int], complete: bool, rung: int, history: History) -> tuple[dict[int, int], bool]:
+        """Those who go on, with their cohorts, and whether they are all; `reach` come to the rung.
+
+        If `complete`, nobody else does.
+        """
+        size = self._block
         known = list(takewhile(lambda trial: (trial, rung) in history, reach))
         finished = complete and len(known) == len(reach)
-        decided = known if finished else known[: len(known) // block * block]
-        survivors = []
-        for begin in range(0, len(decided), block):
-            survivors += self._best_of(decided[: begin + block], begin, rung, history)
-        return survivors, finished
+        decided = known if finished else known[: len(known) // size * size]
+        begins = range(0, len(decided), size)
+        best = ((begin, self._best_of(decided[: begin + size], begin, rung, history)) for begin in begins)
+        return self._in_cohorts(best), finished
 
     def _best_of(self, trials: list[int], begin: int, rung: int, history: History) -> list[int]:
         """Those from position `begin` on that are among the best 1/reduction of all."""
@@ -80,10 +97,12 @@ class Population(Strategy):
     ends: Sequence[int]  # samples at the end of each generation
     space: Mapping[str, Distribution]
     seed: int
+    together: int = 1  # members that share a process
 
     def segments(self, history: History) -> list[Segment]:
         """What is missing of the first generation that is not over."""
-        generation = [Segment(n, self.ends[0], point) for n, point in enumerate(self.points)]
+        parts = cohorts(range(len(self.points)), self.together)
+        generation = [Segment(n, self.ends[0], point, cohort=parts[n]) for n, point in enumerate(self.points)]
         for end in (*self.ends[1:], None):
             if missing := [one for one in generation if (one.trial, one.samples) not in history]:
                 return missing
@@ -154,13 +173,18 @@ def generations(interval: int, samples: int, batch: int) -> list[int]:
     return [*range(step, samples, step), samples]
 
 
-def expected_at(rungs: Sequence[int], reduction: float, trials: int) -> dict[int, int]:
+def block(reduction: float, together: int) -> int:
+    """How many of ASHA's trials are judged at a time, where so many share a process."""
+    return max(math.ceil(reduction), together)
+
+
+def expected_at(rungs: Sequence[int], reduction: float, trials: int, together: int = 1) -> dict[int, int]:
     """How many of ASHA's trials can be expected at each rung, when nothing is known of them."""
-    found, block = {}, math.ceil(reduction)
+    found, size = {}, block(reduction, together)
     for rung in rungs:
         found[rung] = trials
-        ends = [min(begin + block, trials) for begin in range(0, trials, block)]
+        ends = [min(begin + size, trials) for begin in range(0, trials, size)]
         # of a block, whose trials are no better than those before it, the part that is the best of all goes on
-        going = (max(int(end / reduction), 1) / end * ((end - 1) % block + 1) for end in ends)
+        going = (max(int(end / reduction), 1) / end * ((end - 1) % size + 1) for end in ends)
         trials = round(sum(going))
     return found

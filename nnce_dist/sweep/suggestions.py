@@ -7,15 +7,19 @@ import math
 from collections.abc import Mapping
 from functools import cached_property
 
+from .cohorts import cohorts
 from .history import History, Segment, Strategy
 from .space import Distribution, Point, rounded, stream
 
 
 class Suggested(Strategy):
-    """`trials` trials, `batch` suggested at a time. Needs the package optuna."""
+    """`trials` trials, `batch` suggested at a time, of which `together` share a process. Needs the package optuna."""
 
-    def __init__(self, space: Mapping[str, Distribution], trials: int, batch: int, samples: int, seed: int):
+    def __init__(
+        self, space: Mapping[str, Distribution], trials: int, batch: int, samples: int, seed: int, together: int = 1
+    ):
         self._space, self._trials, self._batch, self._samples, self._seed = space, trials, batch, samples, seed
+        self._together = together
         self._asked: list[Point] = []
 
     def segments(self, history: History) -> list[Segment]:
@@ -25,7 +29,8 @@ class Suggested(Strategy):
             if first == len(self._asked):
                 self._asked += self._suggest(batch, history)
             if missing := [n for n in batch if (n, self._samples) not in history]:
-                return [Segment(n, self._samples, self._asked[n]) for n in missing]
+                parts = cohorts(batch, self._together, first)
+                return [Segment(n, self._samples, self._asked[n], cohort=parts[n]) for n in missing]
         return []
 
     def _suggest(self, batch: range, history: History) -> list[Point]:

@@ -20,6 +20,8 @@ from .loop import Stream
 from .packed_trainee import Members, PackedTrainee
 from .state import TrainState
 
+_STEP = "step"  # what Adam counts, which trials of a pack have in common
+
 
 def stack(networks: Sequence[nn.Module]) -> nn.Module:
     """A network of the same tensor names, each tensor (trials, ...); to be called through `torch.func` only."""
@@ -133,6 +135,43 @@ def packed_state(task: PackedTask) -> TrainState:
     """A fresh state for a pack."""
     settings = [one.optimisers[task.network] for one in task.tasks]
     return TrainState(task, {task.network: PackedTrainee(task.networks[task.network], settings, task.members)})
+
+
+def same_place(alone: Sequence[TrainState]) -> bool:
+    """Whether trials that were trained alone have come equally far, with no log line begun: then they can be packed."""
+    return len({state.samples_seen for state in alone}) == 1 and not any(state.observed for state in alone)
+
+
+def take_up(state: TrainState, alone: Sequence[TrainState]) -> None:
+    """Has a pack go on from where its trials are, each alone; their networks and magnitudes its task has already."""
+    (trainee,), each = state.trainees.values(), [_moments(one) for one in alone]
+    moments = {
+        parameter: {key: _together(key, [one[parameter][key] for one in each]) for key in values}
+        for parameter, values in each[0].items()
+    }
+    trainee.load_moments(moments)
+    state.samples_seen = alone[0].samples_seen
+
+
+def hand_back(state: TrainState, alone: Sequence[TrainState]) -> None:
+    """Gives each trial's own state what became of it in the pack: its network and magnitude, moments and place."""
+    state.task.unpack(state.best[state.task.network])
+    moments, left_at = _moments(state), state.task.members.left_at.tolist()
+    for trial, one in enumerate(alone):
+        (trainee,) = one.trainees.values()
+        own = {parameter: {k: v if k == _STEP else v[trial] for k, v in m.items()} for parameter, m in moments.items()}
+        trainee.load_moments(own)
+        one.samples_seen = state.samples_seen if left_at[trial] < 0 else left_at[trial]
+
+
+def _moments(state: TrainState) -> dict[int, dict[str, Tensor]]:
+    """What the optimiser of the one network knows of each parameter, by its number."""
+    (trainee,) = state.trainees.values()
+    return trainee.optimiser.state_dict()["state"]
+
+
+def _together(key: str, values: list[Tensor]) -> Tensor:
+    return values[0] if key == _STEP else torch.stack(values)
 
 
 class PackedStream:

@@ -53,8 +53,9 @@ class Saver:
     def prepare(self, state: TrainState, training: schema.Training) -> None:
         """Clears up after killed processes. Raises ValueError if the disk cannot hold the checkpoints."""
         checkpoint.remove_unfinished(self.directory)
-        if self._uploads and state.samples_seen:
-            self._uploads.offer(checkpoint.at(self.directory, state.samples_seen), training)
+        newest = checkpoint.at(self.directory, state.samples_seen)
+        if self._uploads and newest.exists():  # not so where a pack begins with its trials' own states
+            self._uploads.offer(newest, training)
         if state.samples_seen < training.samples:
             retention.require_space(self.directory, state.num_bytes(), training)
 

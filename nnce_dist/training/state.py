@@ -63,6 +63,11 @@ class Trainee:
         settings = self.settings
         return _OPTIMISERS[settings.kind](self._groups, lr=settings.lr, betas=settings.betas, eps=settings.eps)
 
+    def load_moments(self, moments: Mapping[int, Mapping[str, Tensor]]) -> None:
+        """Restores what the optimiser knows of each parameter, by its number."""
+        groups = self.optimiser.state_dict()["param_groups"]
+        self.optimiser.load_state_dict({"state": moments, "param_groups": groups})
+
     def set_learning_rate(self, samples_seen: int, total_samples: int, rate: float = 1.0) -> None:
         """Sets every group's rate to lr * group scale * `rate` * the factor of the step that starts here."""
         factor = rate * learning_rate_factor(samples_seen, total_samples, self.settings)
@@ -191,16 +196,16 @@ class TrainState:
             trainee.network.load_state_dict(_under(tree["network"], name))
             if trainee.ema is not None:
                 trainee.ema.load_state_dict(_under(tree["ema"], name))
-            _load_moments(trainee.optimiser, _under(tree.get("optimiser", {}), name))
+            trainee.load_moments(_by_parameter(_under(tree.get("optimiser", {}), name)))
 
 
 def _under(tree: Mapping[str, Tensor], name: str) -> dict[str, Tensor]:
     return {key.removeprefix(f"{name}/"): value for key, value in tree.items() if key.startswith(f"{name}/")}
 
 
-def _load_moments(optimiser: torch.optim.Optimizer, flat: Mapping[str, Tensor]) -> None:
+def _by_parameter(flat: Mapping[str, Tensor]) -> dict[int, dict[str, Tensor]]:
     moments: dict[int, dict[str, Tensor]] = {}
     for path, value in flat.items():
         index, key = path.split("/")
         moments.setdefault(int(index), {})[key] = value
-    optimiser.load_state_dict({"state": moments, "param_groups": optimiser.state_dict()["param_groups"]})
+    return moments

@@ -294,7 +294,7 @@ def test_keys_of_the_environment_are_in_no_file_of_ray(ray_session, tmp_path, mo
 SWEEP_THAT_NEVER_ENDS = """
 import sys, test_on_ray
 from nnce_dist.on_ray.environment import session
-with session(num_cpus=1):
+with session(num_cpus=1, grace=0.1):
     payloads = [{"name": "a", "mark": sys.argv[1]}]
     test_on_ray.run_trials(test_on_ray.never_end, payloads, test_on_ray.group(), sys.argv[2])
 """

@@ -30,6 +30,7 @@ LENGTH = [
 ]
 SPACE = [
     "sweep.seeds=[]",
+    "sweep.per_process=1",
     "sweep.space.objective.noise_magnitude=loguniform(1,1e4)",
     "sweep.space.density_ratio.optimiser.lr=loguniform(1e-3,1)",
 ]
@@ -126,6 +127,55 @@ def test_one_command_uses_a_node_that_joins_and_goes_on_when_the_head_was_lost(w
     assert history(tmp_path) == history(whole) and weights(tmp_path) == weights(whole)
 
 
+# ---- packs -----------------------------------------------------------------------------------------------------------
+
+PACKED = [*SWEEP, "sweep.per_process=3", "density_ratio.network=mlp", "density_ratio.width=8"]
+
+
+def pack_saved(folder: Path, driver: subprocess.Popen) -> None:
+    """Waits until a pack has a checkpoint of the middle of its segment, and one other has ended."""
+    ended(folder, 3, driver)
+    there = (folder / "density-ratio-smoke" / "packs").glob
+    processes.wait_until(lambda: any(there("*/checkpoints/*/manifest.json")) or driver.poll() is not None, 60, "a pack")
+    assert driver.poll() is None, (folder / "said").read_text()[-3000:]
+
+
+@pytest.fixture(scope="module")
+def packed(tmp_path_factory):
+    """The folder of a sweep in packs that nobody disturbs, run without Ray."""
+    folder = tmp_path_factory.mktemp("packed")
+    finish(start(folder, {}, "workers.runtime=local", sweep=PACKED), folder)
+    return folder
+
+
+def test_a_packed_sweep_whose_driver_is_killed_in_a_segment_ends_as_one_that_was_not(packed, tmp_path):
+    first = start(tmp_path, {}, "workers.runtime=local", sweep=PACKED)
+    pack_saved(tmp_path, first)
+    first.kill()
+    first.wait(timeout=10)
+    before = history(tmp_path)
+    finish(start(tmp_path, {}, "workers.runtime=local", sweep=PACKED), tmp_path)
+    assert before.items() < history(tmp_path).items() and history(tmp_path) == history(packed)
+    assert weights(tmp_path) == weights(packed)
+    told = [path.read_text() for path in tmp_path.rglob("trial-*/metrics.jsonl")]
+    assert any("continuing at" in log and "/packs/" in log for log in told)
+
+
+def test_a_packed_sweep_on_ray_loses_a_process_and_its_driver_and_ends_as_one_that_did_not(packed, tmp_path):
+    with processes.ray_environment() as settings:
+        mark = settings[processes.MARK]
+        first = start(tmp_path, settings, sweep=PACKED)
+        processes.wait_until(lambda: trials(mark), 120, "a pack")
+        os.kill(trials(mark)[0], signal.SIGKILL)
+        pack_saved(tmp_path, first)
+        first.kill()
+        first.wait(timeout=10)
+        finish(start(tmp_path, settings, sweep=PACKED), tmp_path)
+        processes.end(mark)
+    assert history(tmp_path) == history(packed) and weights(tmp_path) == weights(packed)
+    assert (tmp_path / "density-ratio-smoke/metrics.jsonl").read_text().count("restarts/worker_died") == 1
+
+
 # ---- other strategies, and groups of workers, on one cluster ---------------------------------------------------------
 
 
@@ -203,6 +253,8 @@ def test_a_run_that_is_stopped_while_it_waits_for_nodes_wants_none_any_more(clus
     time.sleep(1)
     driver.send_signal(signal.SIGINT)
     assert driver.wait(timeout=30) == 130
+    last = said.read_text().splitlines()[-1]
+    assert last == "stopping: nothing has begun, so there is nothing to save"
     command, environment = [sys.executable, "-c", WANTED], processes.outside() | cluster.driver
     done = subprocess.run(command, env=environment, capture_output=True, text=True, timeout=60)
     assert done.stdout.strip() == "b'[]'", done.stdout + done.stderr

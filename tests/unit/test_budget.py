@@ -82,6 +82,30 @@ def test_checkpoints_stay_inside_the_budget_at_every_moment(strategy, slots, tmp
     assert all((path.parent / "weights.safetensors").exists() for path in ended)
 
 
+@pytest.mark.parametrize("strategy", ["asha", "tpe", pytest.param("pbt", marks=pytest.mark.slow)])
+@pytest.mark.parametrize("slots", [8, pytest.param(12, marks=pytest.mark.slow)])
+def test_packs_of_sweeps_that_decide_stay_inside_the_budget(strategy, slots, tmp_path, monkeypatch):
+    pytest.importorskip("optuna") if strategy == "tpe" else None
+    packed = ("sweep.per_process=2", "sweep.interval=16", "sweep.reduction=2")
+    one = Estimate.of(configured(tmp_path, strategy)).checkpoint_bytes
+    budget = one * (slots - 4 if strategy == "tpe" else slots)
+    config = within(configured(tmp_path, strategy, *packed, f"sweep.checkpoint_bytes={budget}"))
+    assert 0 < most_held(config, monkeypatch) <= budget
+    ended = list(tmp_path.rglob("result.json"))
+    assert ended and not any((path.parent / "checkpoints").exists() for path in ended)
+    assert not list(tmp_path.glob("*/packs/*"))
+
+
+def test_a_budget_for_packs_has_room_for_theirs_beside_those_of_their_trials(tmp_path):
+    packed = Paper(configured(tmp_path, "asha", "sweep.checkpoint_bytes=9000"), 50, together=10, stacks=True)
+    assert shares(packed) == Shares(kept=1, jobs=2)  # 50 + 2 times 20 of 90
+    packed.config.sweep.checkpoint_bytes = 6900
+    with pytest.raises(ValueError, match=r"50 trials need at least 7000 \(70 checkpoints"):
+        shares(packed)
+    turns = Paper(configured(tmp_path, "asha", "sweep.checkpoint_bytes=7000"), 50, together=10)
+    assert shares(turns) == Shares(kept=1, jobs=2)
+
+
 def test_without_a_budget_the_same_sweep_takes_more(tmp_path, monkeypatch):
     config = configured(tmp_path, "random")
     assert within(config) == config
@@ -181,6 +205,8 @@ class Paper:
     config: object
     trials: int
     checkpoint_bytes: int = 100
+    together: int = 1
+    stacks: bool = False
 
     @property
     def training(self):

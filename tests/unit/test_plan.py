@@ -25,7 +25,7 @@ from nnce_dist.training.runtime import LocalRuntime
 
 PIPELINES = Path(__file__).parents[2] / "pipelines"
 M = "sweep.space.objective.noise_magnitude=loguniform(1,1e4)"
-ASHA = ("sweep.strategy=asha", "sweep.trials=16", "sweep.seeds=[]", M)
+ASHA = ("sweep.strategy=asha", "sweep.trials=16", "sweep.seeds=[]", "sweep.per_process=1", M)
 
 
 @pytest.fixture
@@ -60,6 +60,21 @@ def test_the_plan_of_a_space_says_what_the_sweep_will_take(configured, two_secon
     assert found["sweep time"].endswith("2.0 s a step, measured on paper")
     assert found["sweep price"] == "about 1.07 instead of 4.27, at 30 an hour"
     assert not list(tmp_path.iterdir())
+
+
+def test_the_plan_of_a_packed_search_knows_of_its_blocks_its_steps_and_its_disk(configured, two_seconds, tmp_path):
+    packed = configured(*ASHA, "sweep.per_process=8")
+    found, alone = rows(packed), Estimate.of(configured(*ASHA))
+    assert found["rungs"] == "expected trials: 16 at 16 samples, 4 at 64 samples, 1 at 128 samples"
+    assert found["sweep time"].endswith("; trials that share a process take less")
+    assert Estimate.of(packed).disk_bytes == (16 * 2 + 2 * 16) * alone.checkpoint_bytes
+    batches = configured(*ASHA, "sweep.strategy=tpe", "sweep.per_process=8", "sweep.batch=3")
+    assert Estimate.of(batches).together == 3
+    folder = tmp_path / "density-ratio-smoke" / "density_ratio" / "trial-000"
+    folder.mkdir(parents=True)
+    (folder / "metrics.jsonl").write_text(json.dumps({"samples_seen": 8, "images_per_second": 32}) + "\n")
+    assert Estimate.of(batches).step.seconds == pytest.approx(16 / 32 / 3)
+    assert Estimate.of(packed).step.seconds == pytest.approx(16 / 32 / 8)
 
 
 def test_hundreds_of_hours_are_told_in_hours(configured, monkeypatch):

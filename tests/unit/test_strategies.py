@@ -64,6 +64,57 @@ def test_the_outcomes_are_those_of_one_worker_whatever_the_order_and_the_kills(n
         assert run(STRATEGIES[name], random.Random(seed), workers, 0.3, tmp_path / f"{workers}.jsonl") == expected
 
 
+PACKED = {
+    "asha": lambda: Halving(POINTS, RUNGS, 3, 8),
+    "pbt": lambda: Population(POINTS[:9], generations(500, 2700, 10), SPACE, seed=3, together=4),
+    "tpe": lambda: Suggested(SPACE, 13, 5, 2700, seed=3, together=4),
+}
+
+
+def packed(make, order: random.Random, workers: int, kills: float, path=None) -> tuple[dict, dict]:
+    """As `run`, but for whole cohorts: the outcomes, and the trials of every cohort that was begun."""
+    strategy, history, at_work, begun = make(), History(path), [], {}
+    while True:
+        ready = {}
+        for one in strategy.segments(history):
+            ready.setdefault((one.samples, one.start, one.cohort), []).append(one)
+        for key, members in ready.items():
+            assert begun.setdefault(key, members) == members  # none of them was ready before the others
+            if key not in at_work and len(at_work) < workers:
+                at_work.append(key)
+        if not at_work:
+            return dict(history), {key: [one.trial for one in members] for key, members in begun.items()}
+        for one in ready[at_work.pop(order.randrange(len(at_work)))]:
+            history.add(outcome(one))
+        if order.random() < kills:
+            strategy, history, at_work = make(), History(path), []
+
+
+@pytest.mark.parametrize("name", PACKED)
+def test_cohorts_follow_from_decisions_and_never_from_timing_or_kills(name, tmp_path):
+    pytest.importorskip("optuna") if name == "tpe" else None
+    expected, begun = packed(PACKED[name], random.Random(0), 1, 0)
+    assert expected == run(PACKED[name], random.Random(0))
+    most = {"asha": 8, "pbt": 3, "tpe": 3}[name]  # the last two as even as they divide
+    assert max(map(len, begun.values())) == most
+    assert sorted(key for trials in begun.values() for key in trials) == sorted(trial for trial, _ in expected)
+    for seed, workers in enumerate((2, 5)):
+        kills = (0.4, tmp_path / f"{workers}.jsonl")
+        assert packed(PACKED[name], random.Random(seed), workers, *kills) == (expected, begun)
+
+
+def test_halving_judges_as_many_at_a_time_as_share_a_process():
+    def ready_at_second_rung(together: int, done: int) -> int:
+        history = History()
+        for trial in range(done):
+            history.add(Outcome(trial, RUNGS[0], POINTS[trial], float(trial)))
+        segments = Halving(POINTS, RUNGS, 3, together).segments(history)
+        return sum(one.start == RUNGS[0] for one in segments)
+
+    assert ready_at_second_rung(1, 3) == 1 and ready_at_second_rung(2, 3) == 1
+    assert ready_at_second_rung(8, 7) == 0 and ready_at_second_rung(8, 8) == 2
+
+
 def test_halving_trains_a_third_of_each_rung_on_and_saves_most_of_the_samples():
     history = run(STRATEGIES["asha"], random.Random(0), 5)
     reached = [sorted(trial for trial, samples in history if samples == rung) for rung in RUNGS]
@@ -213,17 +264,17 @@ def test_draws_lie_in_their_ranges_and_are_crossed_with_the_grids():
     assert points(space, 3, seed=1) == found[:9]  # more draws leave the first as they are
 
 
-@pytest.mark.parametrize(("trials", "reduction"), [(64, 4), (30, 3), (5, 4)])
-def test_as_many_trials_come_to_a_rung_as_the_plan_expects(trials, reduction):
+@pytest.mark.parametrize(("trials", "reduction", "together"), [(64, 4, 1), (30, 3, 1), (5, 4, 1), (64, 4, 16)])
+def test_as_many_trials_come_to_a_rung_as_the_plan_expects(trials, reduction, together):
     counts, draws = dict.fromkeys(RUNGS, 0), 60
     for number in range(draws):
         place, history = random.Random(number), History()
         scores = [place.random() for _ in range(trials)]
-        strategy = Halving([{}] * trials, RUNGS, reduction)
+        strategy = Halving([{}] * trials, RUNGS, reduction, together)
         while ready := strategy.segments(history):
             for one in ready:
                 history.add(Outcome(one.trial, one.samples, one.point, scores[one.trial]))
                 counts[one.samples] += 1
-    expected = expected_at(RUNGS, reduction, trials)
+    expected = expected_at(RUNGS, reduction, trials, together)
     for rung, count in counts.items():
         assert abs(count / draws - expected[rung]) < max(0.25 * expected[rung], 0.6), (rung, count / draws, expected)

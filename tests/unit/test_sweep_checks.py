@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 
 from nnce_dist.config.load import ConfigError, load, with_settings
-from nnce_dist.config.sweep_checks import per_process, space, swept_stage, trials_stage
+from nnce_dist.config.sweep_checks import space, swept_stage, trials_stage
 
 PRESETS = Path(__file__).parents[2] / "pipelines" / "presets"
 M = "sweep.space.objective.noise_magnitude=loguniform(1,1e4)"
@@ -95,11 +95,6 @@ def test_the_one_step_critic_has_an_m_that_is_given():
     words = ["sweep.space.objective.schedule.kind=grid(constant,auto)", "run.stages=[teacher,one_step]"]
     with pytest.raises(ConfigError, match="auto is not for the one-step critic"):
         load(words, PRESETS, "laptop")
-
-
-def test_trials_share_a_process_where_nothing_is_decided_in_between():
-    assert per_process(loaded("sweep.strategy=random", "sweep.trials=8", "sweep.per_process=4")) == 4
-    assert per_process(loaded(*ASHA, "sweep.per_process=4")) == 1
 
 
 def test_other_settings_leave_the_configuration_as_it_was():

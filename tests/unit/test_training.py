@@ -11,7 +11,7 @@ from toys import SETTINGS, Numbers, Regression, Silent
 from nnce_dist.config.schema import Training
 from nnce_dist.metrics.jsonl import FILE_NAME, JsonlSink, training_records
 from nnce_dist.metrics.recorder import Recorder
-from nnce_dist.stages.jobs import recorded
+from nnce_dist.stages.goal import recorded
 from nnce_dist.tasks.task import OptimiserSettings, Update
 from nnce_dist.training.bookkeeping import crossed
 from nnce_dist.training.loop import train
