@@ -158,10 +158,10 @@ def marked(mark: str) -> list[int]:
     return found
 
 
-def wait_until(condition: Callable[[], object], seconds: float, what: str) -> None:
-    """Returns when the condition is true; TimeoutError naming `what` after the deadline."""
+def wait_until(condition: Callable[[], object], seconds: float, what: str, poll: float = 0.2) -> None:
+    """Returns when the condition is true, asked every `poll` seconds; TimeoutError naming `what` after the deadline."""
     deadline = time.monotonic() + seconds
     while not condition():
         if time.monotonic() > deadline:
             raise TimeoutError(f"{what}: not within {seconds:.0f} s")
-        time.sleep(0.2)
+        time.sleep(poll)

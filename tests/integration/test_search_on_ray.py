@@ -5,6 +5,7 @@ A sweep on Ray that is killed in its trials, its driver and its head ends, with 
 
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -20,6 +21,7 @@ from nnce_dist.stages import search
 from nnce_dist.stages.folder import run_root
 from nnce_dist.stages.launch import LocalLauncher
 from nnce_dist.sweep.history import History
+from nnce_dist.training.checkpoint import position
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 REPOSITORY = Path(__file__).parents[2]
@@ -132,12 +134,24 @@ def test_one_command_uses_a_node_that_joins_and_goes_on_when_the_head_was_lost(w
 PACKED = [*SWEEP, "sweep.per_process=3", "density_ratio.network=mlp", "density_ratio.width=8"]
 
 
-def pack_saved(folder: Path, driver: subprocess.Popen) -> None:
-    """Waits until a pack has a checkpoint of the middle of its segment, and one other has ended."""
+def caught(folder: Path, driver: subprocess.Popen) -> bool:
+    """Whether a pack has a checkpoint of the middle of its segment now; then the driver stays where it is."""
+    driver.send_signal(signal.SIGSTOP)  # or the segment might be over before the driver is killed
+    for saved in (folder / "density-ratio-smoke" / "packs").glob("*/checkpoints/*/manifest.json"):
+        pack, checkpoint = saved.parts[-4], saved.parent
+        if position(checkpoint) < int(re.search(r"-to-(\d+)-", pack)[1]):
+            return True
+    driver.send_signal(signal.SIGCONT)
+    return False
+
+
+def kill_in_a_pack(folder: Path, driver: subprocess.Popen) -> None:
+    """Kills the driver in the middle of a pack's segment, once one other pack has ended."""
     ended(folder, 3, driver)
-    there = (folder / "density-ratio-smoke" / "packs").glob
-    processes.wait_until(lambda: any(there("*/checkpoints/*/manifest.json")) or driver.poll() is not None, 60, "a pack")
+    processes.wait_until(lambda: driver.poll() is not None or caught(folder, driver), 60, "a pack", poll=0.02)
     assert driver.poll() is None, (folder / "said").read_text()[-3000:]
+    driver.kill()
+    driver.wait(timeout=10)
 
 
 @pytest.fixture(scope="module")
@@ -150,9 +164,7 @@ def packed(tmp_path_factory):
 
 def test_a_packed_sweep_whose_driver_is_killed_in_a_segment_ends_as_one_that_was_not(packed, tmp_path):
     first = start(tmp_path, {}, "workers.runtime=local", sweep=PACKED)
-    pack_saved(tmp_path, first)
-    first.kill()
-    first.wait(timeout=10)
+    kill_in_a_pack(tmp_path, first)
     before = history(tmp_path)
     finish(start(tmp_path, {}, "workers.runtime=local", sweep=PACKED), tmp_path)
     assert before.items() < history(tmp_path).items() and history(tmp_path) == history(packed)
@@ -167,9 +179,7 @@ def test_a_packed_sweep_on_ray_loses_a_process_and_its_driver_and_ends_as_one_th
         first = start(tmp_path, settings, sweep=PACKED)
         processes.wait_until(lambda: trials(mark), 120, "a pack")
         os.kill(trials(mark)[0], signal.SIGKILL)
-        pack_saved(tmp_path, first)
-        first.kill()
-        first.wait(timeout=10)
+        kill_in_a_pack(tmp_path, first)
         finish(start(tmp_path, settings, sweep=PACKED), tmp_path)
         processes.end(mark)
     assert history(tmp_path) == history(packed) and weights(tmp_path) == weights(packed)
