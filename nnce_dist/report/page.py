@@ -54,7 +54,7 @@ def panels(shown: list[Panel], pictures: Path, kind: str = "panels") -> str:
 
 
 def _panel(panel: Panel, pictures: Path) -> str:
-    light, dark = render(panel, LIGHT), render(panel, DARK)
+    light, dark = render(panel, LIGHT, DARK)
     (pictures / f"{panel.name}.png").write_bytes(light)
     return (
         f"<figure>\n<h3>{escape(panel.title)}</h3>\n<picture>"
