@@ -193,16 +193,9 @@ class Bed:
 
     def pids(self, *words: str) -> list[int]:
         """Living processes of this bed whose command line holds one of the words."""
-        return [pid for pid in processes.marked(self.mark) if any(word in command_line(pid) for word in words)]
+        lines = {pid: processes.command_line(pid) for pid in processes.marked(self.mark)}
+        return [pid for pid, line in lines.items() if any(word in line for word in words)]
 
     def checkpoints(self) -> list[Path]:
         """Committed checkpoints of the job, the oldest first."""
         return sorted((self.job / "checkpoints").glob("[0-9]" * 12))
-
-
-def command_line(pid: int) -> str:
-    """A process's command line; empty for one that has ended."""
-    try:
-        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
-    except OSError:
-        return ""

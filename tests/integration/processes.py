@@ -158,6 +158,14 @@ def marked(mark: str) -> list[int]:
     return found
 
 
+def command_line(pid: int) -> str:
+    """A process's command line; empty for one that has ended."""
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_bytes().replace(b"\0", b" ").decode(errors="replace")
+    except OSError:
+        return ""
+
+
 def wait_until(condition: Callable[[], object], seconds: float, what: str, poll: float = 0.2) -> None:
     """Returns when the condition is true, asked every `poll` seconds; TimeoutError naming `what` after the deadline."""
     deadline = time.monotonic() + seconds

@@ -7,7 +7,6 @@ import json
 import os
 import subprocess
 import sys
-from contextlib import suppress
 from pathlib import Path
 
 import processes
@@ -29,11 +28,7 @@ PROPAGATED = "from nnce_dist.on_ray import sweep; print(sorted(sweep.class_cache
 
 def living(mark):
     """The command lines of marked processes, by their numbers."""
-    found = {}
-    for number in processes.marked(mark):
-        with suppress(OSError):  # gone meanwhile
-            found[number] = Path(f"/proc/{number}/cmdline").read_text().strip("\0")
-    return found
+    return {number: processes.command_line(number).strip() for number in processes.marked(mark)}
 
 
 def when_idle(mark):

@@ -79,7 +79,7 @@ def ended(folder: Path, number: int, driver: subprocess.Popen) -> None:
 
 def trials(mark: str) -> list[int]:
     """The processes of a cluster, or of a node, that train a trial now."""
-    return [pid for pid in processes.marked(mark) if b"Trainable.train" in Path(f"/proc/{pid}/cmdline").read_bytes()]
+    return [pid for pid in processes.marked(mark) if "Trainable.train" in processes.command_line(pid)]
 
 
 @pytest.fixture(scope="module")

@@ -25,7 +25,7 @@ from nnce_dist.stages.report import keep
 @pytest.fixture(autouse=True)
 def undrawn(monkeypatch):
     """Pictures without content: test_sweep_report.py draws them, and a browser shows whole pages."""
-    monkeypatch.setattr(page, "render", lambda panel, theme: panel.name.encode())
+    monkeypatch.setattr(page, "render", lambda panel, *themes: [panel.name.encode()] * len(themes))
 
 
 @pytest.fixture(scope="module")

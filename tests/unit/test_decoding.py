@@ -14,6 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from processes import command_line
 from shard_files import picture, write_shards
 
 from nnce_dist.config.schema import Data
@@ -46,9 +47,11 @@ def opened(tmp_path, monkeypatch):
 
 def children() -> set[int]:
     """The processes of this one that decode."""
-    found = Path(f"/proc/{os.getpid()}/task").glob("*/children")
-    pids = {int(pid) for each in found for pid in each.read_text().split()}
-    return {pid for pid in pids if decoding.__name__.encode() in Path(f"/proc/{pid}/cmdline").read_bytes()}
+    pids = set()
+    for each in Path(f"/proc/{os.getpid()}/task").glob("*/children"):
+        with suppress(OSError):  # a thread that has ended meanwhile
+            pids |= set(map(int, each.read_text().split()))
+    return {pid for pid in pids if decoding.__name__ in command_line(pid)}
 
 
 def test_pixels_are_those_of_decode(decoder):
