@@ -236,14 +236,21 @@ def test_killed_in_a_trial_and_the_driver_other_strategies_decide_as_if_they_wer
     assert bool(copies) is (strategy == "pbt")
 
 
-def test_halving_of_worker_groups_decides_as_that_of_single_ones(cluster, tmp_path):
-    sweep = [*SHORT, "sweep.strategy=asha", "sweep.trials=2", "sweep.reduction=2", "sweep.interval=4800"]
+STACKED = ["sweep.per_process=2", "density_ratio.network=mlp", "density_ratio.width=8"]
+IN_TURNS = [*STACKED, "density_ratio.training.max_skipped_steps=1"]
+
+
+@pytest.mark.parametrize("words", [[], STACKED, IN_TURNS], ids=["alone", "stacked", "in turns"])
+def test_halving_of_worker_groups_decides_as_that_of_single_ones(cluster, tmp_path, words):
+    halving = ["sweep.strategy=asha", "sweep.trials=2", "sweep.reduction=2", "sweep.interval=4800"]
+    sweep = [*SHORT, *halving, *words]
     alone = history(here(tmp_path / "whole", sweep))
     groups = tmp_path / "groups"
     finish(start(groups, cluster.driver, "workers.count=2", sweep=sweep), groups)
     assert list(history(groups)) == list(alone) and len(alone) == 3  # one of the two was stopped
     for segment, outcome in history(groups).items():
         assert outcome.value == pytest.approx(alone[segment].value, rel=1e-3)
+    assert bool(list(groups.glob("*/packs"))) is bool(words)
     assert len(weights(groups)) == 1 and "started again" not in (groups / "said").read_text()
 
 

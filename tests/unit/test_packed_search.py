@@ -8,12 +8,14 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_search import Launcher, decisions, folder
+from test_search import PRESETS, Launcher, decisions, folder
 from test_search import configuration as of_one
 from test_search import run as run_search
 
+from nnce_dist.config.load import load
 from nnce_dist.metrics.jsonl import read, training_records
-from nnce_dist.stages import search
+from nnce_dist.models.weights import save_weights
+from nnce_dist.stages import build, search
 from nnce_dist.stages.folder import errors, run_root
 from nnce_dist.stages.launch import failed
 from nnce_dist.stages.lease import lease
@@ -278,6 +280,20 @@ def test_trials_that_cannot_be_stacked_take_turns_and_are_to_the_bit_what_they_a
     words = ["density_ratio.training.max_skipped_steps=1"]
     packed, alone = (configuration(tmp_path / name, "asha", *words) for name in ("packed", "alone"))
     alone.sweep.per_process = 1
+    (_, shared), _ = run(packed), run_search(alone)
+    assert max(map(len, shared)) == 4 and decisions(packed) == decisions(alone)
+
+
+@pytest.mark.slow
+def test_ten_step_trials_take_turns_from_decision_to_decision_and_are_to_the_bit_what_they_are_alone(tmp_path):
+    words = [f"data.cache_dir={tmp_path}/cache", f"teacher.weights={tmp_path}/teacher.safetensors"]
+    words += [*SWEEPS["asha"], "sweep.strategy=asha", "sweep.interval=16", "sweep.seeds=[]", "evaluation.draws=1"]
+    words += ["sweep.space.objective.noise_magnitude=loguniform(1,1e4)", "workers.precision=float32"]
+    packed, alone = (
+        load([*words, f"run.dir={tmp_path}/{size}", f"sweep.per_process={size}"], PRESETS, "smoke") for size in (4, 1)
+    )
+    build.seed_networks(packed, 1)
+    save_weights(build.denoiser(packed).state_dict(), tmp_path / "teacher.safetensors")
     (_, shared), _ = run(packed), run_search(alone)
     assert max(map(len, shared)) == 4 and decisions(packed) == decisions(alone)
 
