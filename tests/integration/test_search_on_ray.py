@@ -21,7 +21,7 @@ from nnce_dist.stages import search
 from nnce_dist.stages.folder import run_root
 from nnce_dist.stages.launch import LocalLauncher
 from nnce_dist.sweep.history import History
-from nnce_dist.training.checkpoint import position
+from nnce_dist.training.checkpoint import committed, position
 
 pytestmark = [pytest.mark.slow, pytest.mark.ray]
 REPOSITORY = Path(__file__).parents[2]
@@ -137,9 +137,9 @@ PACKED = [*SWEEP, "sweep.per_process=3", "density_ratio.network=mlp", "density_r
 def caught(folder: Path, driver: subprocess.Popen) -> bool:
     """Whether a pack has a checkpoint of the middle of its segment now; then the driver stays where it is."""
     driver.send_signal(signal.SIGSTOP)  # or the segment might be over before the driver is killed
-    for saved in (folder / "density-ratio-smoke" / "packs").glob("*/checkpoints/*/manifest.json"):
-        pack, checkpoint = saved.parts[-4], saved.parent
-        if position(checkpoint) < int(re.search(r"-to-(\d+)-", pack)[1]):
+    for pack in (folder / "density-ratio-smoke" / "packs").glob("*"):
+        end = int(re.search(r"-to-(\d+)-", pack.name)[1])
+        if any(position(checkpoint) < end for checkpoint in committed(pack / "checkpoints")):
             return True
     driver.send_signal(signal.SIGCONT)
     return False
