@@ -238,6 +238,9 @@ class Batches:
         test = self.sides[0](TEST_SAMPLES)
         self.truth = log_ratio(data, noise)(test.double()).float()
         self.test = features(cell.critic, test).expand(SEEDS, -1, -1)
+        others = torch.Generator().manual_seed(int.from_bytes(cell.digest[4:8]))
+        held_out = torch.cat([draws(side, others)(TEST_SAMPLES) for side in (data, noise)])
+        self.held_out = features(cell.critic, held_out).expand(SEEDS, -1, -1)
 
     def hold(self) -> None:
         """Draws the samples that a finite cell repeats."""
@@ -254,8 +257,11 @@ class Batches:
         return torch.cat([held[seeds, index] for held, index in zip(self.held, chosen, strict=True)], 1)
 
 
-def train(cell: Cell, make_columns: Callable[[int, float], Callable[[Tensor, Tensor], Tensor]], count: int) -> Tensor:
-    """RMS of f - ln r on data after training, (S, R = count).
+def train(
+    cell: Cell, make_columns: Callable[[int, float], Callable[[Tensor, Tensor], Tensor]], count: int
+) -> tuple[Tensor, Tensor]:
+    """RMS of f - ln r on data after training, and what can be measured without the truth: the logistic loss on
+    held-out pairs; (S, R = count) each.
 
     `make_columns(parameters, samples)` gives the function from a batch's f on data and noise, (S, R, B) each, to dL/df.
     """
@@ -275,4 +281,6 @@ def train(cell: Cell, make_columns: Callable[[int, float], Callable[[Tensor, Ten
         optimiser.step()
         schedule.step()
     with torch.no_grad():
-        return (critics(batches.test) - batches.truth).square().mean(-1).sqrt()
+        error = (critics(batches.test) - batches.truth).square().mean(-1).sqrt()
+        f_data, f_noise = critics(batches.held_out).split(TEST_SAMPLES, -1)
+    return error, torch.nn.functional.softplus(torch.cat([-f_data, f_noise], -1)).mean(-1)
