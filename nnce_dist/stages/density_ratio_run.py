@@ -47,12 +47,18 @@ def run_stage(config: Config, root: Path, jobs: Launcher, say: Callable[[str], N
     """Results of all trials."""
     payloads = [payload(settings, root, STAGE, name) for _, name, settings in trials(config)]
     results = run_packed(jobs, payloads, config.sweep.per_process)
-    if best := best_trial(config, results):
-        m = best.reached(by_trial(config, results)[best])
-        say(f"best noise magnitude: {m:g} (chosen on vectors that no reported figure sees)")
-    else:
-        say("best noise magnitude: none, because every trial that competes failed or diverged")
+    say(_verdict(best_trial(config, results), by_trial(config, results)))
     return results
+
+
+def _verdict(best: Trial | None, done: dict[Trial, list[dict]]) -> str:
+    """Which M the run has come to."""
+    if best is None:
+        return "best noise magnitude: none, because every trial that competes failed or diverged"
+    m = best.reached(done[best])
+    if best.name == AUTO:
+        return f"noise magnitude: {AUTO}, {m:.3g} at the end of training"
+    return f"best noise magnitude: {m:g} (chosen on vectors that no reported figure sees)"
 
 
 def best_trial(config: Config, results: list[dict]) -> Trial | None:

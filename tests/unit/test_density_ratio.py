@@ -170,8 +170,10 @@ def test_m_chosen_in_training_is_nearer_the_truth_than_m_1_and_is_told(tmp_path)
     records = training_records(job_folder(tmp_path / "auto", "density_ratio", "trial"))
     path = [record["ratio/noise_magnitude"] for record in records]
     assert max(path) > 10 and "noise_magnitude" not in records[0] and auto["noise_magnitude"] >= 1
-    config = configured(*far, *none, "objective.noise_magnitude=auto")
-    ((trial, name, _),) = [found for found in run.trials(config) if found[2].run.seed == run.seeds(config)[0]]
-    assert name.startswith("auto-seed")
-    rows, _ = run.contents(config, tmp_path, [auto | {"name": name}])
+    config = configured(*far, *none, "objective.noise_magnitude=auto", "sweep.seeds=[0]", "sweep.per_process=1")
+    ((_, name, _),), said = run.trials(config), []
+    assert name == "auto-seed0"
+    results = run.run_stage(config, tmp_path, Known([auto | {"name": name}]), said.append)
+    assert said == [f"noise magnitude: auto, {auto['noise_magnitude']:.3g} at the end of training"]
+    rows, _ = run.contents(config, tmp_path, results)
     assert rows[0].name.startswith("M = auto") and rows[0].noise_magnitude == auto["noise_magnitude"]

@@ -51,6 +51,7 @@ def test_the_sweeps_that_are_shown_run_and_so_does_what_is_made_of_them(tmp_path
     assert {Path(word).suffix for words in shown for word in words} >= {".py", ".yaml"}
     tables = {path.parent.name: pandas.read_csv(path) for path in Path("runs").glob("*/sweep.csv")}
     assert {name: len(table) for name, table in tables.items()} == {
+        **{"auto": 5, "kinds": 20},
         **{"grid": 15, "random": 12, "asha": 6, "pbt": 6, "tpe": 6},
         **{"asha-best": 1, "longer": 1},
     }
