@@ -2,8 +2,8 @@
 
 The error of M=auto (ratio/auto_magnitude.py) against a full sweep of fixed M, cell by cell, on the bed of ratio_bed.py:
 the median over four seeds of the RMS of f - ln r on data. `design` cells served to make the rule; `confirm` cells
-were run once, with the rule that resulted. `swept` is what a full sweep comes to where nobody knows the truth: of the
-fixed M, per seed, the one with the lowest logistic loss on held-out pairs.
+were first run with the rule that resulted. `swept` is what a full sweep comes to where nobody knows the truth: of the
+fixed M, per seed, the one with the lowest cross-entropy on held-out pairs.
 """
 
 import argparse

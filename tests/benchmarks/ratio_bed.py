@@ -21,6 +21,7 @@ from nnce_dist.ratio.closed_form import (
     kl_divergence,
     log_ratio,
 )
+from nnce_dist.ratio.objectives import nce
 
 SEEDS, TEST_SAMPLES, WIDTH = 4, 2000, 64
 LARGEST_EXPONENT = 64.0  # as in objectives.py
@@ -260,8 +261,9 @@ class Batches:
 def train(
     cell: Cell, make_columns: Callable[[int, float], Callable[[Tensor, Tensor], Tensor]], count: int
 ) -> tuple[Tensor, Tensor]:
-    """RMS of f - ln r on data after training, and what can be measured without the truth: the logistic loss on
-    held-out pairs; (S, R = count) each.
+    """RMS of f - ln r on data after training, and what is known without the truth: the cross-entropy of held-out pairs.
+
+    Both are (S, R = count).
 
     `make_columns(parameters, samples)` gives the function from a batch's f on data and noise, (S, R, B) each, to dL/df.
     """
@@ -282,5 +284,5 @@ def train(
         schedule.step()
     with torch.no_grad():
         error = (critics(batches.test) - batches.truth).square().mean(-1).sqrt()
-        f_data, f_noise = critics(batches.held_out).split(TEST_SAMPLES, -1)
-    return error, torch.nn.functional.softplus(torch.cat([-f_data, f_noise], -1)).mean(-1)
+        loss_data, loss_noise = nce(*critics(batches.held_out).split(TEST_SAMPLES, -1))
+    return error, (loss_data + loss_noise).mean(-1)
