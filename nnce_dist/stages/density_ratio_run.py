@@ -57,7 +57,7 @@ def _verdict(best: Trial | None, done: dict[Trial, list[dict]]) -> str:
         return "best noise magnitude: none, because every trial that competes failed or diverged"
     m = best.reached(done[best])
     if best.name == AUTO:
-        return f"noise magnitude: {AUTO}, {m:.3g} at the end of training"
+        return f"noise magnitude: {AUTO}, {m:g} at the end of training"
     return f"best noise magnitude: {m:g} (chosen on vectors that no reported figure sees)"
 
 

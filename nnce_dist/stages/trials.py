@@ -26,9 +26,9 @@ class Trial:
     energy_weight: float | None = None  # None: that of the configuration
 
     def reached(self, results: list[dict]) -> float:
-        """M at the end: the trial's own, or what training chose, in the mean over its finished results."""
+        """M at the end: the trial's own, or three digits of what training chose, in the mean over finished results."""
         chosen = [result["noise_magnitude"] for result in results if "noise_magnitude" in result]
-        return statistics.fmean(chosen) if self.name == AUTO and chosen else self.noise_magnitude
+        return float(f"{statistics.fmean(chosen):.3g}") if self.name == AUTO and chosen else self.noise_magnitude
 
     def configuration(self, config: Config) -> Config:
         """The run's configuration with this trial's settings."""

@@ -174,6 +174,7 @@ def test_m_chosen_in_training_is_nearer_the_truth_than_m_1_and_is_told(tmp_path)
     ((_, name, _),), said = run.trials(config), []
     assert name == "auto-seed0"
     results = run.run_stage(config, tmp_path, Known([auto | {"name": name}]), said.append)
-    assert said == [f"noise magnitude: auto, {auto['noise_magnitude']:.3g} at the end of training"]
+    told = float(f"{auto['noise_magnitude']:.3g}")
+    assert said == [f"noise magnitude: auto, {told:g} at the end of training"]
     rows, _ = run.contents(config, tmp_path, results)
-    assert rows[0].name.startswith("M = auto") and rows[0].noise_magnitude == auto["noise_magnitude"]
+    assert rows[0].name.startswith("M = auto") and rows[0].noise_magnitude == told
